@@ -1,0 +1,165 @@
+"""The recipe: the complete, typed description of one training run."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+SCHEMA_VERSION = 1
+"""Part of every recipe's id: raised when a field changes its meaning."""
+
+Init = Literal[
+    "default",
+    "xavier_uniform",
+    "xavier_normal",
+    "kaiming_uniform",
+    "kaiming_normal",
+    "orthogonal",
+]
+
+
+class Section(BaseModel):
+    """A frozen group of settings that rejects unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class ModelRecipe(Section):
+    """The network, and how its weights start."""
+
+    name: Literal["resnet18", "resnet34", "resnet50", "speednet", "speednet_small"] = Field(
+        "resnet18", description="Name of the network in timm's registry."
+    )
+    stem: Literal["cifar", "native"] = Field(
+        "cifar",
+        description="First layers of a ResNet: a 3x3 convolution of stride 1 without pooling "
+        "(cifar), or the 7x7 convolution of stride 2 with pooling made for ImageNet (native).",
+    )
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout probability before the head.")
+    init: Init = Field(
+        "default",
+        description="Initialisation of all trainable convolutions and linear layers; "
+        "default keeps the network's own.",
+    )
+    resolution: int = Field(
+        32, ge=8, le=512, description="Side in pixels to which images are resized on the device."
+    )
+
+
+class DataRecipe(Section):
+    """How images become the network's input."""
+
+    normalize: Literal["split", "imagenet", "half"] = Field(
+        "split",
+        description="Mean and deviation per channel: of the training part of the split, "
+        "ImageNet's, or 0.5 and 0.5.",
+    )
+
+
+class AugmentRecipe(Section):
+    """Random changes of each training image; `strength` scales all of them."""
+
+    strength: float = Field(
+        1.0, ge=0, le=1, description="Multiplies every magnitude and probability below; 0 is none."
+    )
+    crop: int = Field(
+        4, ge=0, le=16, description="Largest shift in pixels, in each direction, of a random crop."
+    )
+    flip: float = Field(0.5, ge=0, le=0.5, description="Probability of a horizontal flip.")
+    cutout: int = Field(
+        0, ge=0, le=32, description="Side in pixels of a square that is blanked out; 0 is none."
+    )
+
+
+class OptimizerRecipe(Section):
+    """The optimiser and its hyper-parameters, in timm's meaning of them."""
+
+    name: Literal["sgd", "adamw", "muon"] = Field(
+        "sgd",
+        description="SGD with Nesterov momentum, AdamW, or Muon "
+        "(matrices; AdamW for the rest, at the same rate).",
+    )
+    lr: float = Field(0.1, gt=0, le=10, description="Peak learning rate.")
+    momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of SGD and Muon.")
+    weight_decay: float = Field(
+        5e-4, ge=0, le=1, description="Weight decay; norms and biases are left alone."
+    )
+
+
+class ScheduleRecipe(Section):
+    """The learning rate over a run, updated every step."""
+
+    name: Literal["one_cycle", "cosine"] = Field(
+        "one_cycle",
+        description="After the warm-up the rate falls to zero in a straight line (one_cycle) or "
+        "along half a cosine (cosine).",
+    )
+    warmup: float = Field(
+        0.2, ge=0, lt=1, description="Share of the run in which the rate rises from 20 % to 100 %."
+    )
+
+
+class Recipe(Section):
+    """One training run, complete: the same recipe on the same data is the same run."""
+
+    # A field is called `model`; pydantic's own names that begin with model_ do not collide with it.
+    model: ModelRecipe = Field(default_factory=lambda: ModelRecipe())
+    data: DataRecipe = Field(default_factory=lambda: DataRecipe())
+    augment: AugmentRecipe = Field(default_factory=lambda: AugmentRecipe())
+    optimizer: OptimizerRecipe = Field(default_factory=lambda: OptimizerRecipe())
+    schedule: ScheduleRecipe = Field(default_factory=lambda: ScheduleRecipe())
+    epochs: int = Field(30, ge=1, le=10_000, description="Passes over the training images.")
+    batch_size: int = Field(512, ge=2, le=50_000, description="Images a step.")
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=1, description="Share of the target spread evenly over all classes."
+    )
+    tta: Literal["none", "flip"] = Field(
+        "none",
+        description="Test-time augmentation of stored predictions: flip averages the logits of an "
+        "image and its mirror image. Accuracy per epoch is always measured without.",
+    )
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="Arithmetic of the network; auto takes bf16 where the device has it."
+    )
+    seed: int = Field(0, ge=0, lt=2**63, description="Seed of every random draw of the run.")
+
+    @property
+    def id(self) -> str:
+        """Twelve hexadecimal digits that name this recipe: the hash of all its values."""
+        text = json.dumps([SCHEMA_VERSION, self.model_dump()], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    def flat(self) -> dict[str, Any]:
+        """All values by dotted field name, such as `optimizer.lr`."""
+        return dict(_flatten(self.model_dump()))
+
+    def with_values(self, values: Mapping[str, Any]) -> "Recipe":
+        """A copy with some fields replaced, by dotted name; checked like a recipe in a file.
+
+        Raises:
+            pydantic.ValidationError: A value is outside its field's domain.
+        """
+        data = self.model_dump()
+        for name, value in values.items():
+            *sections, field = name.split(".")
+            target = data
+            for section in sections:
+                target = target[section]
+            target[field] = value
+        return Recipe.model_validate(data)
+
+
+def recipe_fields() -> dict[str, type]:
+    """The Python type of each recipe field by dotted name; a choice counts as `str`."""
+    default = Recipe().flat()
+    return {name: type(value) for name, value in default.items()}
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

@@ -1,0 +1,31 @@
+"""From a recipe's model section to a network."""
+
+import timm
+from torch import nn
+
+from cifartune.config.recipe import ModelRecipe
+from cifartune.data import CLASSES
+from cifartune.models import speednet  # noqa: F401  (registers our networks with timm)
+from cifartune.models.init import apply_init
+
+
+def build_model(recipe: ModelRecipe) -> nn.Module:
+    """Builds the network of `recipe` with ten outputs, on the CPU, in fp32.
+
+    Weights are drawn from torch's global generator: seed it first.
+    """
+    network: nn.Module = timm.create_model(
+        recipe.name, num_classes=len(CLASSES), drop_rate=recipe.dropout
+    )
+    if recipe.stem == "cifar" and isinstance(network, timm.models.ResNet):
+        _use_cifar_stem(network)
+    apply_init(network, recipe.init)
+    return network
+
+
+def _use_cifar_stem(network: timm.models.ResNet) -> None:
+    """Keeps the full 32 x 32 resolution in the first stage, as pytorch-cifar's ResNets do."""
+    channels = network.conv1.out_channels
+    network.conv1 = nn.Conv2d(3, channels, 3, padding=1, bias=False)
+    nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
+    network.maxpool = nn.Identity()

@@ -1,0 +1,14 @@
+"""The shared trainer: plain PyTorch that knows neither Ray nor MLflow."""
+
+from cifartune.training.failures import NonFiniteLoss, TrainingFailure
+from cifartune.training.images import SplitImages
+from cifartune.training.trainer import EpochResult, Trainer, train
+
+__all__ = [
+    "EpochResult",
+    "NonFiniteLoss",
+    "SplitImages",
+    "Trainer",
+    "TrainingFailure",
+    "train",
+]

@@ -1,0 +1,99 @@
+"""A trained network with everything around it: uint8 images in, logits out."""
+
+import json
+from pathlib import Path
+from typing import cast
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_model, save
+from torch import Tensor, nn
+
+from cifartune.config.recipe import Recipe
+from cifartune.files import write_atomically
+from cifartune.models import build_model
+from cifartune.training.images import Normalization, resize
+
+EVAL_BATCH = 1000
+
+
+class Classifier(nn.Module):
+    """Resizes, normalises and classifies images; averages over test-time augmentation.
+
+    Args:
+        network: Maps normalised floats (N, 3, H, W) to logits (N, 10).
+        recipe: Gives the resolution and the test-time augmentation.
+        normalization: The statistics of the data that `network` was trained on.
+    """
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, network: nn.Module, recipe: Recipe, normalization: Normalization) -> None:
+        super().__init__()
+        self.network = network
+        self.recipe = recipe
+        self.register_buffer("mean", normalization.mean.clone())
+        self.register_buffer("deviation", normalization.deviation.clone())
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """uint8 (N, 3, 32, 32) -> the network's input, float32 (N, 3, resolution, resolution)."""
+        images = resize(images, self.recipe.model.resolution)
+        return Normalization(self.mean, self.deviation)(images)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """uint8 (N, 3, 32, 32) -> logits, float32 (N, 10)."""
+        x = self.prepare(images)
+        logits: Tensor = self.network(x).float()
+        if self.recipe.tta == "flip":
+            logits = (logits + self.network(x.flip(3)).float()) / 2
+        return logits
+
+
+class Ensemble(nn.Module):
+    """Averages the class probabilities of several classifiers.
+
+    Maps uint8 images (N, 3, 32, 32) to probabilities, float32 (N, 10).
+    """
+
+    def __init__(self, members: list[Classifier]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.stack([member(images).softmax(1) for member in self.members]).mean(0)
+
+
+@torch.inference_mode()
+def predict(model: nn.Module, images: Tensor, *, precision: str = "fp32") -> Tensor:
+    """Runs `model` in evaluation mode over uint8 images (N, 3, 32, 32), in large batches.
+
+    Args:
+        model: A `Classifier` or an `Ensemble`; images are moved to its device.
+        images: On any device.
+        precision: `fp32` or `bf16`, the arithmetic of the networks.
+
+    Returns:
+        What `model` returns, float32 (N, 10), on its device.
+    """
+    device = next(model.parameters()).device
+    model.eval()
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
+        return torch.cat([model(batch.to(device)) for batch in images.split(EVAL_BATCH)])
+
+
+def save_classifier(classifier: Classifier, path: Path) -> None:
+    """Writes weights, statistics and recipe to one safetensors file, whole or not at all."""
+    tensors = {name: tensor.contiguous() for name, tensor in classifier.state_dict().items()}
+    metadata = {"recipe": classifier.recipe.model_dump_json()}
+    write_atomically(path, save(tensors, metadata))
+
+
+def load_classifier(path: Path) -> Classifier:
+    """Reads what `save_classifier` wrote, on the CPU, in evaluation mode."""
+    with safe_open(path, framework="pt") as file:
+        recipe = Recipe.model_validate(json.loads(file.metadata()["recipe"]))
+    statistics = Normalization(torch.zeros(1, 3, 1, 1), torch.ones(1, 3, 1, 1))
+    classifier = Classifier(build_model(recipe.model), recipe, statistics)
+    load_model(classifier, path)
+    return cast(Classifier, classifier.to(memory_format=torch.channels_last).eval())

@@ -1,0 +1,251 @@
+"""The trainer: one recipe on one split, an epoch at a time."""
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+from torch.nn import functional as F
+
+from cifartune.config.recipe import Recipe
+from cifartune.models import build_model
+from cifartune.training.augment import crop_and_flip, cutout_
+from cifartune.training.classifier import EVAL_BATCH, Classifier, predict
+from cifartune.training.device import choose_device, choose_precision
+from cifartune.training.failures import NonFiniteLoss
+from cifartune.training.images import Normalization, SplitImages
+from cifartune.training.optim import build_optimizer, lr_factor
+
+WHITENING_IMAGES = 5000
+
+
+@dataclass(frozen=True)
+class EpochResult:
+    """What one epoch brought.
+
+    Attributes:
+        epoch: The epoch's number, from 1.
+        train_loss: Mean over the epoch's images, as trained: augmented, smoothed, with dropout.
+        train_accuracy: Likewise, in [0, 1].
+        val_loss: Mean cross-entropy over the validation images, without label smoothing.
+        val_accuracy: In [0, 1]; without test-time augmentation.
+        lr: The learning rate of the epoch's last step.
+        images_per_second: Training images a second, validation not counted.
+        seconds: Wall time of the epoch, validation included.
+    """
+
+    epoch: int
+    train_loss: float
+    train_accuracy: float
+    val_loss: float
+    val_accuracy: float
+    lr: float
+    images_per_second: float
+    seconds: float
+
+    def metrics(self) -> dict[str, float]:
+        """All values but the epoch, by name."""
+        values = asdict(self)
+        del values["epoch"]
+        return values
+
+
+def train(
+    recipe: Recipe, split: SplitImages, *, device: torch.device | None = None
+) -> Iterator[EpochResult]:
+    """Trains `recipe` on `split` and yields one result an epoch.
+
+    To stop early, ask for no further epoch.
+
+    Raises:
+        NonFiniteLoss: The loss became infinite or not a number.
+    """
+    yield from Trainer(recipe, split, device=device)
+
+
+class Trainer:
+    """Trains one recipe; an iterator over its epochs whose state can be saved between any two.
+
+    On the CPU the same recipe, split and number of threads give the same weights, bit for bit,
+    also across `state_dict` and `load_state_dict`. Two trainers in one process do not disturb
+    each other's random numbers.
+
+    Args:
+        recipe: What to train.
+        split: Images and indices; moved to `device` if they are elsewhere.
+        device: Default: the GPU where there is one.
+    """
+
+    def __init__(
+        self, recipe: Recipe, split: SplitImages, *, device: torch.device | None = None
+    ) -> None:
+        self.recipe = recipe
+        self.device = device or choose_device()
+        self.precision = choose_precision(recipe.precision, self.device)
+        self.split = split.to(self.device)
+        self.epoch = 0
+        self._generator = Generator(self.device).manual_seed(recipe.seed)
+        with _own_random_state(self.device):
+            torch.manual_seed(recipe.seed)
+            self.network = build_model(recipe.model)
+            self._random_state = _get_random_state(self.device)
+        normalization = Normalization.make(recipe.data.normalize, self.split)
+        self.classifier = Classifier(self.network, recipe, normalization)
+        if hasattr(self.network, "init_from_images"):
+            self.network.init_from_images(self._inputs(self.split.train[:WHITENING_IMAGES]).cpu())
+        self.network.to(device=self.device, memory_format=torch.channels_last)
+        self.optimizer = build_optimizer(self.network, recipe.optimizer)
+        self._peak_lrs = [group["lr"] for group in self.optimizer.param_groups]
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps an epoch. The last batch may be smaller; one of a single image is left out."""
+        images, size = len(self.split.train), self.recipe.batch_size
+        return images // size + (images % size > 1)
+
+    def __iter__(self) -> Iterator[EpochResult]:
+        while self.epoch < self.recipe.epochs:
+            yield self._run_epoch()
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that is needed to go on: a tree of tensors and plain values."""
+        return {
+            "recipe": self.recipe.model_dump(),
+            "precision": self.precision,
+            "epoch": self.epoch,
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "generator": self._generator.get_state(),
+            "random_state": self._random_state,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from `state`, which must come from the same recipe.
+
+        Raises:
+            ValueError: The state belongs to another recipe.
+        """
+        if state["recipe"] != self.recipe.model_dump():
+            raise ValueError("the checkpoint belongs to another recipe")
+        self.precision = state["precision"]
+        self.epoch = state["epoch"]
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self._generator.set_state(state["generator"].cpu())
+        self._random_state = [part.cpu() for part in state["random_state"]]
+
+    def predict(self, images: Tensor) -> Tensor:
+        """Logits, float32 (N, 10) on the trainer's device, of uint8 images (N, 3, 32, 32).
+
+        Averages over the recipe's test-time augmentation.
+        """
+        return predict(self.classifier, images, precision=self.precision)
+
+    def _run_epoch(self) -> EpochResult:
+        start = time.perf_counter()
+        with _own_random_state(self.device):
+            _set_random_state(self._random_state, self.device)
+            loss, accuracy = self._train_epoch()
+            self._random_state = _get_random_state(self.device)
+        trained = time.perf_counter()
+        val_loss, val_accuracy = self._validate()
+        if not (math.isfinite(loss) and math.isfinite(val_loss)):
+            raise NonFiniteLoss(self.epoch + 1)
+        self.epoch += 1
+        return EpochResult(
+            epoch=self.epoch,
+            train_loss=loss,
+            train_accuracy=accuracy,
+            val_loss=val_loss,
+            val_accuracy=val_accuracy,
+            lr=self.optimizer.param_groups[0]["lr"],
+            images_per_second=len(self.split.train) / (trained - start),
+            seconds=time.perf_counter() - start,
+        )
+
+    def _train_epoch(self) -> tuple[float, float]:
+        """One pass over the training images; sums stay on the device until its end."""
+        self.network.train()
+        count = len(self.split.train)
+        order = torch.randperm(count, generator=self._generator, device=self.device)
+        batches = self.split.train[order].split(self.recipe.batch_size)
+        loss_sum = torch.zeros((), device=self.device)
+        correct = torch.zeros((), dtype=torch.int64, device=self.device)
+        seen = 0
+        for step, indices in enumerate(batches[: self.steps_per_epoch]):
+            self._set_lr(self.epoch * self.steps_per_epoch + step)
+            labels = self.split.labels[indices]
+            logits = self._forward(self._augmented(indices))
+            loss = F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            self.optimizer.step()
+            loss_sum += loss.detach() * len(indices)
+            correct += (logits.detach().argmax(1) == labels).sum()
+            seen += len(indices)
+            if self.device.type == "cpu" and not torch.isfinite(loss):
+                # Looking costs nothing here; on a GPU it would wait, so there an epoch is ended.
+                raise NonFiniteLoss(self.epoch + 1)
+        return loss_sum.item() / seen, correct.item() / seen
+
+    @torch.inference_mode()
+    def _validate(self) -> tuple[float, float]:
+        self.network.eval()
+        loss_sum = torch.zeros((), device=self.device)
+        correct = torch.zeros((), dtype=torch.int64, device=self.device)
+        for indices in self.split.validation.split(EVAL_BATCH):
+            labels = self.split.labels[indices]
+            logits = self._forward(self._inputs(indices))
+            loss_sum += F.cross_entropy(logits, labels, reduction="sum")
+            correct += (logits.argmax(1) == labels).sum()
+        count = len(self.split.validation)
+        return loss_sum.item() / count, correct.item() / count
+
+    def _set_lr(self, step: int) -> None:
+        factor = lr_factor(self.recipe.schedule, step / (self.recipe.epochs * self.steps_per_epoch))
+        for group, peak in zip(self.optimizer.param_groups, self._peak_lrs, strict=True):
+            group["lr"] = peak * factor
+
+    def _inputs(self, indices: Tensor) -> Tensor:
+        return self.classifier.prepare(self.split.images[indices])
+
+    def _augmented(self, indices: Tensor) -> Tensor:
+        images = crop_and_flip(self.split.images[indices], self.recipe.augment, self._generator)
+        return cutout_(self.classifier.prepare(images), self.recipe.augment, self._generator)
+
+    def _forward(self, x: Tensor) -> Tensor:
+        with self._autocast():
+            logits: Tensor = self.network(x)
+        return logits.float()
+
+    def _autocast(self) -> AbstractContextManager[None]:
+        return torch.autocast(
+            self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"
+        )
+
+
+@contextmanager
+def _own_random_state(device: torch.device) -> Iterator[None]:
+    """Leaves torch's global generators as they were, whatever happens inside."""
+    outer = _get_random_state(device)
+    try:
+        yield
+    finally:
+        _set_random_state(outer, device)
+
+
+def _get_random_state(device: torch.device) -> list[Tensor]:
+    states = [torch.get_rng_state()]
+    return [*states, torch.cuda.get_rng_state(device)] if device.type == "cuda" else states
+
+
+def _set_random_state(states: list[Tensor], device: torch.device) -> None:
+    torch.set_rng_state(states[0])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(states[1], device)
+
+
