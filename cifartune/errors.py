@@ -1,4 +1,4 @@
-"""The error that a user can mend."""
+"""What ends a command early, other than a defect."""
 
 
 class UserError(Exception):
@@ -7,3 +7,7 @@ class UserError(Exception):
     `str(error)` is the whole message: it names the file or key, the rule, and what to do.
     The command line prints it without a traceback and exits with code 2.
     """
+
+
+class Interrupted(Exception):
+    """The user stopped the search. What is finished is kept, and the search can be resumed."""

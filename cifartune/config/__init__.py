@@ -1,7 +1,8 @@
 """What a user writes: search-space files, and the recipes that they span."""
 
 from cifartune.config.load import load_space
+from cifartune.config.parameters import Choice, Parameter, Range
 from cifartune.config.recipe import Recipe
-from cifartune.config.space import Choice, Parameter, Range, SearchSpace
+from cifartune.config.space import SearchSpace
 
 __all__ = ["Choice", "Parameter", "Range", "Recipe", "SearchSpace", "load_space"]

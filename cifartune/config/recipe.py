@@ -21,9 +21,10 @@ Init = Literal[
 
 
 class Section(BaseModel):
-    """A frozen group of settings that rejects unknown keys."""
+    """A frozen group of settings that rejects unknown keys and values of another type."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    # Strict: "3" and true are no numbers. A whole number is still a float where one is wanted.
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class ModelRecipe(Section):
@@ -44,7 +45,7 @@ class ModelRecipe(Section):
         "default keeps the network's own.",
     )
     resolution: int = Field(
-        32, ge=8, le=512, description="Side in pixels to which images are resized on the device."
+        32, ge=16, le=512, description="Side in pixels to which images are resized on the device."
     )
 
 

@@ -4,19 +4,12 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BeforeValidator,
-    Discriminator,
-    Field,
-    Tag,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
+from cifartune.config.parameters import Choice as Choice
+from cifartune.config.parameters import Parameter, Range, Value, largest
+from cifartune.config.problems import RuleBroken, UnknownKey, Where, describe
 from cifartune.config.recipe import Recipe, Section, recipe_fields
-
-Value = bool | int | float | str
 
 METRICS: dict[str, Literal["max", "min"]] = {
     "val_accuracy": "max",
@@ -25,65 +18,6 @@ METRICS: dict[str, Literal["max", "min"]] = {
     "train_loss": "min",
 }
 """What can be searched for, each with its only sensible direction."""
-
-
-class Conditional(Section):
-    """A parameter that may exist only under certain values of others."""
-
-    when: dict[str, Value | list[Value]] = Field(
-        default_factory=dict,
-        description="Other parameters and the value, or list of values, that each must have.",
-    )
-
-    def applies(self, values: Mapping[str, Any]) -> bool:
-        """Whether the parameter exists, given the values of those that it depends on."""
-        return all(
-            values[name] in (allowed if isinstance(allowed, list) else [allowed])
-            for name, allowed in self.when.items()
-        )
-
-
-class Range(Conditional):
-    """A number between two bounds, both included."""
-
-    min: float = Field(description="Lower bound.")
-    max: float = Field(description="Upper bound.")
-    log: bool = Field(False, description="Sample uniformly in the logarithm.")
-    step: float | None = Field(None, gt=0, description="Distance between allowed values.")
-
-    @model_validator(mode="after")
-    def _check(self) -> "Range":
-        if self.min >= self.max:
-            raise ValueError(f"min must be less than max, got {self.min:g} and {self.max:g}")
-        if self.log and self.min <= 0:
-            raise ValueError(f"min must be above 0 where log is true, got {self.min:g}")
-        if self.log and self.step is not None:
-            raise ValueError("log and step exclude each other")
-        return self
-
-
-class Choice(Conditional):
-    """One of a list of values."""
-
-    values: list[Value] = Field(min_length=1, description="The values to choose from.")
-
-    @field_validator("values")
-    @classmethod
-    def _distinct(cls, values: list[Value]) -> list[Value]:
-        if len(set(values)) < len(values):
-            raise ValueError("values must differ from each other")
-        return values
-
-
-def _kind(value: Any) -> str:
-    if isinstance(value, Choice) or (isinstance(value, Mapping) and "values" in value):
-        return "choice"
-    return "range"
-
-
-Parameter = Annotated[
-    Annotated[Choice, Tag("choice")] | Annotated[Range, Tag("range")], Discriminator(_kind)
-]
 
 
 class Objective(Section):
@@ -96,13 +30,15 @@ class Objective(Section):
     @classmethod
     def _mode_follows(cls, data: Any) -> Any:
         if isinstance(data, Mapping) and "mode" not in data:
-            return {**data, "mode": METRICS.get(data.get("metric", "val_accuracy"), "max")}
+            return {**data, "mode": METRICS.get(str(data.get("metric")), "max")}
         return data
 
     @model_validator(mode="after")
     def _check(self) -> "Objective":
         if METRICS[self.metric] != self.mode:
-            raise ValueError(f"{self.metric} wants mode: {METRICS[self.metric]}, got {self.mode}")
+            raise RuleBroken(
+                ("mode",), f"must be {METRICS[self.metric]} for {self.metric}, got {self.mode}"
+            )
         return self
 
 
@@ -125,7 +61,7 @@ def _seconds(value: Any) -> Any:
     if isinstance(value, str):
         match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh])", value.strip())
         if match is None:
-            raise ValueError(f"a time such as 90s, 30m or 2h is wanted, got {value!r}")
+            raise ValueError(f"must be a time such as 90s, 30m or 2h, got {value!r}")
         return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
     return value
 
@@ -151,7 +87,7 @@ class SchedulerSpec(Section):
     name: Literal["asha", "none"] = "asha"
     grace_period: int = Field(1, ge=1, description="Epochs before a trial can be stopped.")
     reduction_factor: float = Field(
-        3, gt=1, description="A share of 1/reduction_factor of the trials passes each rung."
+        3.0, gt=1, description="A share of 1/reduction_factor of the trials passes each rung."
     )
 
 
@@ -176,7 +112,7 @@ class RefitSpec(Section):
 class SearchSpace(Section):
     """A whole search, as a file under `search_spaces/` describes it."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="Names the run.")
+    name: str = Field(description="Names the run.")
     objective: Objective = Field(default_factory=lambda: Objective())
     base: Recipe = Field(description="The hand-set recipe: defaults of the rest, and trial 0.")
     parameters: dict[str, Parameter] = Field(
@@ -195,80 +131,105 @@ class SearchSpace(Section):
         "the search and the refit then see only as many images as data asks for.",
     )
 
+    @field_validator("name")
+    @classmethod
+    def _is_a_file_name(cls, name: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", name):
+            raise ValueError(
+                "must begin with a letter or digit and go on with letters, digits, dots, hyphens "
+                f"and underscores, 100 at the most, got {name!r}"
+            )
+        return name
+
     @model_validator(mode="after")
     def _check(self) -> "SearchSpace":
         fields = recipe_fields()
         for name, parameter in self.parameters.items():
             if name not in fields:
-                # An unknown key is told with its suggestion by the file reader.
                 raise UnknownKey(("parameters", name), sorted(fields))
             if name in FIXED:
                 raise RuleBroken(("parameters", name), FIXED[name])
             self._check_domain(name, parameter, fields[name])
-            self._check_condition(name, parameter)
+            self._check_condition(name, parameter, fields)
         self.ordered_parameters()
-        if "seed" in self.base.model_fields_set:
-            raise RuleBroken(("base", "seed"), FIXED["seed"])
-        if self.scheduler.name == "asha" and self.scheduler.grace_period > self.base.epochs:
-            raise RuleBroken(
-                ("scheduler", "grace_period"),
-                f"must be at most base.epochs = {self.base.epochs}, "
-                f"got {self.scheduler.grace_period}",
-            )
-        images = self.data.train_subset or 50_000 - self.data.validation
-        largest = max([self.base.batch_size, *_numbers(self.parameters.get("batch_size"))])
-        if largest > images:
-            raise RuleBroken(
-                ("base", "batch_size"), f"must be at most the {images} training images"
-            )
+        self._check_baseline()
+        self._check_sizes()
         return self
 
     def _check_domain(self, name: str, parameter: Range | Choice, kind: type) -> None:
-        """Every bound and value must be a legal value of the field; so must the baseline's."""
-        baseline = self.base.flat()[name]
-        if isinstance(parameter, Range):
-            if kind not in (int, float):
-                raise RuleBroken(
-                    ("parameters", name), "is no number: use values: [...] in place of min and max"
-                )
-            numbers = [parameter.min, parameter.max, parameter.step or 0]
-            if kind is int and any(number != int(number) for number in numbers):
-                raise RuleBroken(("parameters", name), "is a whole number, and so are its bounds")
-            for key in ("min", "max"):
-                self._check_value((name, key), kind(getattr(parameter, key)))
-            fits = parameter.min <= baseline <= parameter.max
-            shape = f"between {parameter.min:g} and {parameter.max:g}"
-            if fits and parameter.step:
-                steps = (baseline - parameter.min) / parameter.step
-                fits = abs(steps - round(steps)) < 1e-6
-                shape += f" in steps of {parameter.step:g}"
-        else:
-            for value in parameter.values:
-                self._check_value((name, "values"), value)
-            fits = baseline in parameter.values
-            shape = f"one of {', '.join(map(str, parameter.values))}"
-        if not fits and parameter.applies(self.base.flat()):
+        """Every bound and value must be a legal value of the field."""
+        if isinstance(parameter, Choice):
+            for index, value in enumerate(parameter.values):
+                self._check_value(("parameters", name, "values", index), value)
+            return
+        if kind not in (int, float):
             raise RuleBroken(
-                ("base", *name.split(".")),
-                f"is {baseline}, but parameters.{name} wants {shape}: "
-                "the baseline is trial 0 and must lie in the space",
+                ("parameters", name), "is no number: use values: [...] in place of min and max"
             )
+        for key in ("min", "max", "step"):
+            number = getattr(parameter, key)
+            if kind is int and number is not None and number != int(number):
+                raise RuleBroken(
+                    ("parameters", name, key), f"must be a whole number, as {name} is, got {number}"
+                )
+            if key != "step":
+                self._check_value(("parameters", name, key), kind(number))
 
-    def _check_value(self, where: tuple[str, str], value: Value) -> None:
+    def _check_value(self, where: Where, value: Value) -> None:
         try:
-            self.base.with_values({where[0]: value})
+            self.base.with_values({str(where[1]): value})
         except ValidationError as error:
-            raise RuleBroken(("parameters", *where), error.errors()[0]["msg"]) from None
+            rule, *_ = describe(error, Recipe, {}).values()
+            raise RuleBroken(where, rule) from None
 
-    def _check_condition(self, name: str, parameter: Range | Choice) -> None:
+    def _check_condition(
+        self, name: str, parameter: Range | Choice, fields: Mapping[str, type]
+    ) -> None:
         for other, wanted in parameter.when.items():
             where = ("parameters", name, "when", other)
+            if other in fields and other not in self.parameters:
+                raise RuleBroken(where, f"{other} is not searched: it is not among the parameters")
             if other not in self.parameters:
                 raise UnknownKey(where, sorted(self.parameters))
-            controller = self.parameters[other]
-            for value in wanted if isinstance(wanted, list) else [wanted]:
-                if isinstance(controller, Choice) and value not in controller.values:
-                    raise RuleBroken(where, f"can never be {value!r}")
+            for value in wanted:
+                if not self.parameters[other].contains(value):
+                    raise RuleBroken(
+                        where, f"can never be {value!r}: {other} is {self.parameters[other]}"
+                    )
+
+    def _check_baseline(self) -> None:
+        """The baseline is trial 0, so it must lie in the space."""
+        if self.base.seed:
+            raise RuleBroken(("base", "seed"), FIXED["seed"])
+        values = self.base.flat()
+        for name, parameter in self.parameters.items():
+            if parameter.applies(values) and not parameter.contains(values[name]):
+                raise RuleBroken(
+                    ("base", *name.split(".")),
+                    f"is {values[name]}, but parameters.{name} is {parameter}: "
+                    "the baseline is trial 0 and must lie in the space",
+                )
+
+    def _check_sizes(self) -> None:
+        data, grace = self.data, self.scheduler.grace_period
+        if self.scheduler.name == "asha" and grace > self.base.epochs:
+            raise RuleBroken(
+                ("scheduler", "grace_period"),
+                f"must be at most base.epochs = {self.base.epochs}, got {grace}",
+            )
+        rest = 50_000 - data.validation - self.stand_in
+        if rest < (data.train_subset or 10):
+            raise RuleBroken(
+                ("stand_in",), "must leave enough of the 50,000 images for data to take its share"
+            )
+        images = data.train_subset or rest
+        sizes = {("base", "batch_size"): self.base.batch_size}
+        if searched := self.parameters.get("batch_size"):
+            sizes["parameters", "batch_size"] = largest(searched)
+        for where, size in sizes.items():
+            if size > images:
+                rule = f"must be at most the {images:,} training images, got {size:,}"
+                raise RuleBroken(where, rule)
 
     def ordered_parameters(self) -> dict[str, Range | Choice]:
         """The parameters, each after those that its `when` names.
@@ -288,49 +249,31 @@ class SearchSpace(Section):
 
     def smoke(self) -> "SearchSpace":
         """The same search shrunk to a check that everything works, in a minute anywhere."""
-        base = self.base.with_values(
-            {"epochs": 1, "batch_size": min(self.base.batch_size, 128), "model.resolution": 16}
-        )
-        kept = {
-            name: parameter
-            for name, parameter in self.parameters.items()
-            if name not in ("epochs", "batch_size", "model.resolution")
+        small = {
+            "epochs": 1,
+            "batch_size": min(self.base.batch_size, 128),
+            "model.resolution": 16,
         }
-        return self.model_copy(
-            update={
-                "name": f"{self.name}-smoke",
-                "base": base,
-                "parameters": kept,
-                "data": DataSpec(validation=512, train_subset=512),
-                "search": self.search.model_copy(update={"num_trials": 2}),
-                "scheduler": self.scheduler.model_copy(update={"grace_period": 1}),
-                "refit": RefitSpec(top_k=1, folds=2),
-                "stand_in": 512,
-            }
-        )
+        values = self.base.flat()
+        kept: dict[str, Range | Choice] = {}
+        for name, parameter in self.ordered_parameters().items():
+            # A condition on what is no longer searched is fixed by the baseline: it holds or not.
+            open_conditions = {k: v for k, v in parameter.when.items() if k in kept}
+            fixed = parameter.when.keys() - open_conditions
+            if name not in small and all(values[k] in parameter.when[k] for k in fixed):
+                kept[name] = parameter.model_copy(update={"when": open_conditions})
+        changes = {
+            "name": f"{self.name[:94]}-smoke",
+            "base": self.base.with_values(small),
+            "parameters": kept,
+            "data": DataSpec(validation=512, train_subset=512),
+            "search": self.search.model_copy(update={"num_trials": 2}),
+            "scheduler": self.scheduler.model_copy(update={"grace_period": 1}),
+            "refit": RefitSpec(top_k=1, folds=2),
+            "stand_in": 512,
+        }
+        return SearchSpace.model_validate(dict(self) | changes)
 
 
 FIXED = {"seed": "is drawn for each trial from search.seed: set that instead"}
 """Recipe fields that a file must not set, with the reason."""
-
-
-class RuleBroken(ValueError):
-    """A rule between keys is broken at one of them, `where`."""
-
-    def __init__(self, where: tuple[str, ...], rule: str) -> None:
-        super().__init__(rule)
-        self.where = where
-
-
-class UnknownKey(RuleBroken):
-    """A key names nothing; `known` holds what it could have been."""
-
-    def __init__(self, where: tuple[str, ...], known: list[str]) -> None:
-        super().__init__(where, "unknown key")
-        self.known = known
-
-
-def _numbers(parameter: Range | Choice | None) -> list[int]:
-    if isinstance(parameter, Range):
-        return [int(parameter.max)]
-    return [int(value) for value in parameter.values] if parameter else []

@@ -120,7 +120,7 @@ def _official_binary(folder: Path) -> Batches:
 
 def _official_python(folder: Path) -> Batches:
     # Takes seconds: imported only where it is needed.
-    from torchvision.datasets import CIFAR10  # type: ignore[import-untyped]
+    from torchvision.datasets import CIFAR10
 
     for batch, md5 in (*CIFAR10.train_list, *CIFAR10.test_list):
         path = folder / batch

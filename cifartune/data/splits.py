@@ -54,6 +54,9 @@ def make_splits(
 ) -> Splits:
     """Draws all splits of a search.
 
+    They depend on the arguments alone, not on the version of a library. With the same seed,
+    a smaller `train_subset` is a part of a larger one.
+
     Args:
         labels: The labels of all training images, (N,).
         validation: The number of validation images.
@@ -62,37 +65,40 @@ def make_splits(
         seed: Seeds every draw.
         stand_in: The number of images that stand in for the test set. Where it is above 0, the
             refit sees only the images that the search saw; else all of them.
+
+    Raises:
+        ValueError: There are fewer images than asked for.
     """
-    everything = np.arange(len(labels))
-    rest, stand_in_indices = _take(everything, labels, stand_in, seed)
-    rest, held_out = _take(rest, labels, validation, seed)
-    _, train = _take(rest, labels, train_subset or len(rest), seed)
-    pool = np.union1d(train, held_out) if stand_in else everything
-    fold = np.full(len(labels), -1, dtype=np.int8)
-    fold[pool] = _folds(labels[pool], folds, seed)
-    return Splits(train, held_out, fold, stand_in_indices)
-
-
-def _take(
-    indices: Indices, labels: npt.NDArray[np.uint8], count: int, seed: int
-) -> tuple[Indices, Indices]:
-    """Splits `indices` into the rest and `count` of them, stratified by label; both sorted."""
-    from sklearn.model_selection import train_test_split  # a second to import
-
-    if count in (0, len(indices)):
-        none = indices[:0]
-        return (none, indices) if count else (indices, none)
-    rest, taken = train_test_split(
-        indices, test_size=count, stratify=labels[indices], random_state=seed
+    count = len(labels)
+    start = stand_in + validation
+    end = count if train_subset is None else start + train_subset
+    if not start < end <= count:
+        raise ValueError(f"{start} and {train_subset} images cannot be taken from {count}")
+    order = _stratified_order(labels, np.random.default_rng([seed, 0]))
+    used = np.sort(order[stand_in:end]) if stand_in else np.arange(count)
+    fold = np.full(count, -1, dtype=np.int8)
+    # Dealt out like cards: each fold gets every folds-th image of every class.
+    ranks = _ranks_in_class(labels[used], np.random.default_rng([seed, 1]))
+    fold[used] = (ranks + labels[used]) % folds
+    return Splits(
+        train=np.sort(order[start:end]),
+        validation=np.sort(order[stand_in:start]),
+        fold=fold,
+        stand_in=np.sort(order[:stand_in]),
     )
-    return np.sort(rest), np.sort(taken)
 
 
-def _folds(labels: npt.NDArray[np.uint8], folds: int, seed: int) -> npt.NDArray[np.int8]:
-    from sklearn.model_selection import StratifiedKFold
+def _stratified_order(labels: npt.NDArray[np.uint8], random: np.random.Generator) -> Indices:
+    """All indices in a random order in which every stretch holds the classes in proportion."""
+    sizes = np.bincount(labels)
+    share = (_ranks_in_class(labels, random) + 0.5) / sizes[labels]
+    return np.lexsort([random.random(len(labels)), share])
 
-    fold = np.empty(len(labels), dtype=np.int8)
-    splitter = StratifiedKFold(folds, shuffle=True, random_state=seed)
-    for number, (_, held_out) in enumerate(splitter.split(np.zeros(len(labels)), labels)):
-        fold[held_out] = number
-    return fold
+
+def _ranks_in_class(labels: npt.NDArray[np.uint8], random: np.random.Generator) -> Indices:
+    """The place of each image among those of its class, from 0, in a random order."""
+    ranks = np.empty(len(labels), dtype=np.int64)
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        ranks[members] = random.permutation(len(members))
+    return ranks

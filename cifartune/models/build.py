@@ -1,6 +1,7 @@
 """From a recipe's model section to a network."""
 
 import timm
+from timm.models import ResNet
 from torch import nn
 
 from cifartune.config.recipe import ModelRecipe
@@ -17,15 +18,17 @@ def build_model(recipe: ModelRecipe) -> nn.Module:
     network: nn.Module = timm.create_model(
         recipe.name, num_classes=len(CLASSES), drop_rate=recipe.dropout
     )
-    if recipe.stem == "cifar" and isinstance(network, timm.models.ResNet):
+    if recipe.stem == "cifar" and isinstance(network, ResNet):
         _use_cifar_stem(network)
     apply_init(network, recipe.init)
     return network
 
 
-def _use_cifar_stem(network: timm.models.ResNet) -> None:
+def _use_cifar_stem(network: nn.Module) -> None:
     """Keeps the full 32 x 32 resolution in the first stage, as pytorch-cifar's ResNets do."""
-    channels = network.conv1.out_channels
-    network.conv1 = nn.Conv2d(3, channels, 3, padding=1, bias=False)
-    nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
+    native = network.get_submodule("conv1")
+    assert isinstance(native, nn.Conv2d)
+    stem = nn.Conv2d(3, native.out_channels, 3, padding=1, bias=False)
+    nn.init.kaiming_normal_(stem.weight, mode="fan_out", nonlinearity="relu")
+    network.conv1 = stem
     network.maxpool = nn.Identity()

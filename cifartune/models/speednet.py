@@ -9,18 +9,19 @@ from typing import Any
 import torch
 from timm.models import register_model
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 HEAD_SCALE = 1 / 9
 """The head's logits are scaled down, which acts like a lower learning rate for the head."""
 
 WHITENING_EPSILON = 5e-4
+WHITENING_CHUNK = 500
 
 
 class SpeedNet(nn.Module):
     """A frozen whitening convolution, three stages of two convolutions, and a scaled linear head.
 
-    Input (N, 3, 32, 32), any float dtype; output logits (N, `num_classes`). Smaller and larger
-    images work as long as three halvings leave at least three pixels (24 pixels and up).
+    Input (N, 3, H, W), floats, 9 pixels a side or more; output logits (N, `num_classes`).
 
     Args:
         num_classes: The number of logits.
@@ -39,8 +40,10 @@ class SpeedNet(nn.Module):
         self.num_classes = num_classes
         kernel = 2
         # Every patch direction and its negative, so that no sign is lost in the activation.
-        self.whitening = nn.Conv2d(3, 2 * 3 * kernel**2, kernel, bias=True)
+        self.whitening = nn.Conv2d(3, 2 * 3 * kernel**2, kernel)
         self.whitening.weight.requires_grad_(False)
+        assert self.whitening.bias is not None
+        nn.init.zeros_(self.whitening.bias)
         self.activation = nn.GELU()
         channels = (self.whitening.out_channels, *widths)
         self.stages = nn.Sequential(
@@ -53,8 +56,8 @@ class SpeedNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.activation(self.whitening(x))
         x = self.stages(x)
-        x = self.drop(self.pool(x).flatten(1))
-        return self.head(x) * HEAD_SCALE
+        logits: Tensor = self.head(self.drop(self.pool(x).flatten(1)))
+        return logits * HEAD_SCALE
 
     @torch.no_grad()
     def init_from_images(self, images: Tensor) -> None:
@@ -64,10 +67,11 @@ class SpeedNet(nn.Module):
         deviation along it, once with each sign.
         """
         size = self.whitening.kernel_size[0]
-        patches = images.unfold(2, size, 1).unfold(3, size, 1)
-        patches = patches.permute(0, 2, 3, 1, 4, 5).reshape(-1, 3 * size**2).double()
-        covariance = patches.T @ patches / len(patches)
-        variances, directions = torch.linalg.eigh(covariance)
+        covariance = torch.zeros(3 * size**2, 3 * size**2, dtype=torch.float64)
+        for chunk in images.split(WHITENING_CHUNK):
+            patches = F.unfold(chunk, size).transpose(0, 1).flatten(1)
+            covariance += (patches @ patches.T / patches.shape[1]).double() * len(chunk)
+        variances, directions = torch.linalg.eigh(covariance / len(images))
         filters = directions.T / (variances + WHITENING_EPSILON).sqrt()[:, None]
         filters = filters.flip(0).reshape(-1, 3, size, size)
         self.whitening.weight.copy_(torch.cat([filters, -filters]))
@@ -92,7 +96,8 @@ class Stage(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.activation(self.norm1(self.pool(self.conv1(x))))
-        return self.activation(self.norm2(self.conv2(x)))
+        x = self.activation(self.norm2(self.conv2(x)))
+        return x
 
 
 @register_model

@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import cast
 
 import torch
 from safetensors import safe_open
@@ -94,6 +93,7 @@ def load_classifier(path: Path) -> Classifier:
     with safe_open(path, framework="pt") as file:
         recipe = Recipe.model_validate(json.loads(file.metadata()["recipe"]))
     statistics = Normalization(torch.zeros(1, 3, 1, 1), torch.ones(1, 3, 1, 1))
-    classifier = Classifier(build_model(recipe.model), recipe, statistics)
+    with torch.random.fork_rng(devices=[]):  # the weights drawn here are overwritten at once
+        classifier = Classifier(build_model(recipe.model), recipe, statistics)
     load_model(classifier, path)
-    return cast(Classifier, classifier.to(memory_format=torch.channels_last).eval())
+    return classifier.to(memory_format=torch.channels_last).eval()

@@ -70,12 +70,15 @@ def channel_statistics(images: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]
     values = torch.arange(256, dtype=torch.float64, device=images.device) / 255
     weights = counts.double() / counts.sum(1, keepdim=True)
     mean = weights @ values
-    deviation = (weights @ values.square() - mean.square()).sqrt()
-    return mean.float(), deviation.float()
+    variance = (weights * (values - mean[:, None]).square()).sum(1)
+    return mean.float(), variance.sqrt().float()
 
 
 def resize(images: Tensor, side: int) -> Tensor:
-    """Resizes uint8 (N, 3, H, W) to (N, 3, side, side), bilinear with antialiasing, on its device."""
+    """Resizes uint8 (N, 3, H, W) to (N, 3, side, side), bilinear with antialiasing."""
     if images.shape[-1] == side:
         return images
-    return F.interpolate(images, size=(side, side), mode="bilinear", antialias=True)
+    # Only the CPU interpolates bytes with antialiasing.
+    x = images if images.device.type == "cpu" else images.float()
+    x = F.interpolate(x, size=(side, side), mode="bilinear", antialias=True)
+    return x if x.dtype == torch.uint8 else x.round_().to(torch.uint8)

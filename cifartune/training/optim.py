@@ -19,9 +19,11 @@ def build_optimizer(network: nn.Module, recipe: OptimizerRecipe) -> torch.optim.
     convolutions (https://kellerjordan.github.io/posts/muon/) and scales its update to AdamW's
     size, so that both can share a learning rate; the rest is trained by AdamW.
     """
+    # Nesterov's momentum of 0 is plain SGD, which torch wants to be asked for.
+    name = "momentum" if recipe.name == "sgd" and recipe.momentum == 0 else recipe.name
     return create_optimizer_v2(
         network,
-        opt=recipe.name,
+        opt=name,
         lr=recipe.lr,
         weight_decay=recipe.weight_decay,
         momentum=recipe.momentum,

@@ -1,5 +1,6 @@
 """The trainer: one recipe on one split, an epoch at a time."""
 
+import copy
 import math
 import time
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from torch.nn import functional as F
 
 from cifartune.config.recipe import Recipe
 from cifartune.models import build_model
+from cifartune.models.speednet import SpeedNet
 from cifartune.training.augment import crop_and_flip, cutout_
 from cifartune.training.classifier import EVAL_BATCH, Classifier, predict
 from cifartune.training.device import choose_device, choose_precision
@@ -78,11 +80,16 @@ class Trainer:
         recipe: What to train.
         split: Images and indices; moved to `device` if they are elsewhere.
         device: Default: the GPU where there is one.
+
+    Raises:
+        ValueError: There are fewer than two training images, or none to validate on.
     """
 
     def __init__(
         self, recipe: Recipe, split: SplitImages, *, device: torch.device | None = None
     ) -> None:
+        if len(split.train) < 2 or not len(split.validation):
+            raise ValueError("two training images and one validation image are needed at least")
         self.recipe = recipe
         self.device = device or choose_device()
         self.precision = choose_precision(recipe.precision, self.device)
@@ -95,9 +102,9 @@ class Trainer:
             self._random_state = _get_random_state(self.device)
         normalization = Normalization.make(recipe.data.normalize, self.split)
         self.classifier = Classifier(self.network, recipe, normalization)
-        if hasattr(self.network, "init_from_images"):
+        if isinstance(self.network, SpeedNet):
             self.network.init_from_images(self._inputs(self.split.train[:WHITENING_IMAGES]).cpu())
-        self.network.to(device=self.device, memory_format=torch.channels_last)
+        self.network.to(self.device).to(memory_format=torch.channels_last)
         self.optimizer = build_optimizer(self.network, recipe.optimizer)
         self._peak_lrs = [group["lr"] for group in self.optimizer.param_groups]
 
@@ -112,16 +119,21 @@ class Trainer:
             yield self._run_epoch()
 
     def state_dict(self) -> dict[str, Any]:
-        """All that is needed to go on: a tree of tensors and plain values."""
-        return {
-            "recipe": self.recipe.model_dump(),
-            "precision": self.precision,
-            "epoch": self.epoch,
-            "network": self.network.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "generator": self._generator.get_state(),
-            "random_state": self._random_state,
-        }
+        """A copy of all that is needed to go on: a tree of tensors and plain values.
+
+        It can be written by `torch.save` and read by `torch.load` with `weights_only=True`.
+        """
+        return copy.deepcopy(
+            {
+                "recipe": self.recipe.model_dump(),
+                "precision": self.precision,
+                "epoch": self.epoch,
+                "network": self.network.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "generator": self._generator.get_state(),
+                "random_state": self._random_state,
+            }
+        )
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from `state`, which must come from the same recipe.
@@ -247,5 +259,3 @@ def _set_random_state(states: list[Tensor], device: torch.device) -> None:
     torch.set_rng_state(states[0])
     if device.type == "cuda":
         torch.cuda.set_rng_state(states[1], device)
-
-

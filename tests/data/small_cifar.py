@@ -51,7 +51,7 @@ def write_binary(parent: Path) -> Path:
 
 def write_python(parent: Path, patch: pytest.MonkeyPatch) -> Path:
     """Write the pickled layout as Python 2 did, and make its MD5s the published ones."""
-    from torchvision.datasets import CIFAR10  # type: ignore[import-untyped]
+    from torchvision.datasets import CIFAR10
 
     folder = parent / "cifar-10-batches-py"
     folder.mkdir(parents=True)

@@ -146,7 +146,7 @@ def test_canonical_download(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from torchvision.datasets.utils import calculate_md5  # type: ignore[import-untyped]
+    from torchvision.datasets.utils import calculate_md5
 
     folder, url = site
     with tarfile.open(folder / "a.tar.gz", "w:gz") as tar:

@@ -1,0 +1,5 @@
+"""`python -m cifartune`."""
+
+from cifartune.cli import main
+
+main()

@@ -1,0 +1,163 @@
+"""The command line: it parses, calls one function, and prints."""
+
+import shutil
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    help="Hyper-parameter search for CIFAR-10 classifiers.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+data_app = typer.Typer(help="The CIFAR-10 images.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+RunsOption = Annotated[Path, typer.Option("--runs", help="The folder of all runs.")]
+UriOption = Annotated[
+    str | None,
+    typer.Option(help="MLflow store. Default: MLFLOW_TRACKING_URI, else <runs>/mlflow.db."),
+]
+DataDirOption = Annotated[
+    Path | None, typer.Option(help="A folder with the official CIFAR-10 files.")
+]
+
+
+@app.command()
+def search(
+    space_file: Annotated[Path, typer.Argument(metavar="FILE", help="A search-space file.")],
+    name: Annotated[str | None, typer.Option(help="The run's name. Default: the file's.")] = None,
+    smoke: Annotated[
+        bool, typer.Option("--smoke", help="Shrink everything: does it all work here?")
+    ] = False,
+    runs: RunsOption = Path("runs"),
+    tracking_uri: UriOption = None,
+    data_dir: DataDirOption = None,
+) -> None:
+    """Search, refit the best by cross-validation, evaluate once, report."""
+    from cifartune.config import load_space
+    from cifartune.runs import RunFolder
+
+    space = load_space(space_file)
+    if smoke:
+        space = space.smoke()
+    if name:
+        RunFolder.check_name(runs, name)
+    uri = _checked_uri(tracking_uri, runs)
+    root = _fetched(data_dir)
+    run = RunFolder.create(runs, space, name)
+    _run(space, run, root, uri)
+
+
+@app.command()
+def resume(
+    name: Annotated[str, typer.Argument(help="The run's name.")],
+    runs: RunsOption = Path("runs"),
+    tracking_uri: UriOption = None,
+    data_dir: DataDirOption = None,
+) -> None:
+    """Go on with an interrupted search where it stopped."""
+    from cifartune.config import load_space
+    from cifartune.runs import RunFolder
+
+    run = RunFolder.open(runs, name)
+    space = load_space(run.space_file)
+    _run(space, run, _fetched(data_dir), _checked_uri(tracking_uri, runs))
+
+
+@data_app.command()
+def fetch(data_dir: DataDirOption = None) -> None:
+    """Fetch and verify CIFAR-10; instant when it is there already."""
+    typer.echo(_fetched(data_dir))
+
+
+@data_app.command()
+def verify() -> None:
+    """Check every image against the published hashes."""
+    from cifartune.data import verify
+
+    verify()
+    typer.echo("All 60,000 images are as published.")
+
+
+@data_app.command()
+def info() -> None:
+    """Show where the images are and where they came from."""
+    from cifartune.data import CLASSES
+    from cifartune.data import info as data_info
+
+    found = data_info()
+    typer.echo(
+        f"folder   {found.path}\n"
+        f"images   {found.train_images:,} for training, {found.test_images:,} for the test\n"
+        f"size     {found.bytes / 1e6:,.0f} MB\n"
+        f"source   {found.source}, {found.fetched:%Y-%m-%d}\n"
+        "classes  "
+        + ", ".join(f"{c} {n:,}" for c, n in zip(CLASSES, found.class_counts, strict=True))
+    )
+
+
+def main() -> None:
+    """Runs the command line; a mistake of the user's ends it with exit code 2."""
+    from cifartune.errors import Interrupted, UserError
+
+    try:
+        app()
+    except UserError as error:
+        print(f"cifartune: {error}", file=sys.stderr)
+        sys.exit(2)
+    except (Interrupted, KeyboardInterrupt) as error:
+        print(str(error) or "cifartune: stopped", file=sys.stderr)
+        sys.exit(130)
+
+
+def _run(space: Any, run: Any, root: Path, uri: str) -> None:
+    from rich.console import Console
+
+    from cifartune.errors import Interrupted, UserError
+    from cifartune.search import run_search
+
+    try:
+        run_search(
+            space, run, data_root=root, tracking_uri=uri, console=Console(), command=_command()
+        )
+    except Interrupted:
+        raise Interrupted(f"cifartune: stopped; go on with: cifartune resume {run.name}") from None
+    except UserError:
+        if not run.trials.exists():  # nothing was trained: leave nothing half-made behind
+            shutil.rmtree(run.path, ignore_errors=True)
+        raise
+
+
+def _checked_uri(tracking_uri: str | None, runs: Path) -> str:
+    from cifartune.tracking import check_server, default_uri
+
+    uri = tracking_uri or default_uri(runs)
+    check_server(uri)
+    return uri
+
+
+def _fetched(data_dir: Path | None) -> Path:
+    """The prepared images, fetched first where they are missing, with a progress bar."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from cifartune.data import fetch
+
+    columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        tasks: dict[str, Any] = {}
+
+        def show(description: str, done: int, total: int | None) -> None:
+            if description not in tasks:
+                tasks[description] = bar.add_task(description, total=total)
+            bar.update(tasks[description], completed=done, total=total)
+
+        return fetch(data_dir=data_dir, progress=show)
+
+
+def _command() -> str:
+    return " ".join(["cifartune", *sys.argv[1:]])

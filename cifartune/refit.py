@@ -1,0 +1,160 @@
+"""The refit: the best recipes, cross-validated from scratch on all training images."""
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cifartune.config import Recipe
+from cifartune.data.splits import Splits
+from cifartune.errors import UserError
+from cifartune.events import Observer
+from cifartune.runs import RunFolder
+from cifartune.seeds import derive_seed
+from cifartune.statistics import Accuracy
+from cifartune.tuning.jobs import LOGITS, WEIGHTS
+from cifartune.tuning.messages import Failed, Job, Progress
+from cifartune.tuning.slots import SlotPool
+from cifartune.tuning.study import TrialStudy
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A recipe after its cross-validation.
+
+    Attributes:
+        number: The trial that found it.
+        recipe: The recipe as refit; each fold replaces its seed.
+        accuracy: Out-of-fold accuracy over all images, each judged by the one fold model that
+            never saw it.
+        fold_accuracies: The accuracy of each fold's held-out images.
+        loss: Out-of-fold cross-entropy.
+        weights: The fold models' files.
+    """
+
+    number: int
+    recipe: Recipe
+    accuracy: Accuracy
+    fold_accuracies: list[float]
+    loss: float
+    weights: list[Path]
+
+
+def run_refit(
+    study: TrialStudy,
+    pool: SlotPool,
+    *,
+    run: RunFolder,
+    splits: Splits,
+    labels: npt.NDArray[np.uint8],
+    data_root: Path,
+    observers: Sequence[Observer] = (),
+    stop: threading.Event | None = None,
+) -> list[Candidate]:
+    """Refits the study's best recipes as one pool of jobs; folds that are done are kept.
+
+    Each fold trains from scratch. All candidates have the same folds.
+
+    Returns:
+        The candidates, the best first: by out-of-fold loss where the search minimises a loss,
+        else by out-of-fold accuracy.
+
+    Raises:
+        Interrupted: `stop` was set.
+        UserError: A fold failed; the message says which, and why.
+    """
+    space = study.space
+    recipes = {}
+    for trial in study.best(space.refit.top_k):
+        recipe = study.recipe(trial)
+        recipes[trial.number] = recipe.with_values({"epochs": space.refit.epochs or recipe.epochs})
+        for observer in observers:
+            observer.refit_started(trial.number, recipes[trial.number], space.refit.folds)
+    jobs = {}
+    for number, recipe in recipes.items():
+        for fold in range(space.refit.folds):
+            folder = run.fold(number, fold)
+            if not (folder / LOGITS).exists():
+                seed = derive_seed(space.search.seed, "refit", number, fold)
+                job = Job(
+                    id=f"refit-{number}-fold-{fold}",
+                    recipe=recipe.with_values({"seed": seed}),
+                    folder=folder,
+                    data_root=data_root,
+                    splits=run.splits,
+                    fold=fold,
+                )
+                jobs[job.id] = number, fold, job
+    for job, message in pool.run([job for _, _, job in jobs.values()], stop=stop):
+        number, fold, _ = jobs[job.id]
+        if isinstance(message, Failed):
+            raise UserError(
+                f"the refit of trial {number} failed in fold {fold}: {message.message}; "
+                f"go on with: cifartune resume {run.name}"
+            )
+        if isinstance(message, Progress):
+            for observer in observers:
+                observer.fold_epoch_ended(number, fold, message.epoch, message.metrics)
+    candidates = [
+        _candidate(run, splits, labels, number, recipe, space.refit.folds)
+        for number, recipe in recipes.items()
+    ]
+    for candidate in candidates:
+        _tell(observers, candidate)
+    if "loss" in space.objective.metric:
+        return sorted(candidates, key=lambda c: c.loss)
+    return sorted(candidates, key=lambda c: -c.accuracy.value)
+
+
+def out_of_fold_logits(
+    run: RunFolder, splits: Splits, number: int, folds: int
+) -> npt.NDArray[np.float32]:
+    """Logits of all training images, float32 (N, 10), each from the fold that held it out.
+
+    Images that the refit did not use, as in a smoke run, are NaN.
+    """
+    logits = np.full((len(splits.fold), 10), np.nan, dtype=np.float32)
+    for fold in range(folds):
+        logits[splits.held_out(fold)[1]] = np.load(run.fold(number, fold) / LOGITS)
+    return logits
+
+
+def _candidate(
+    run: RunFolder,
+    splits: Splits,
+    labels: npt.NDArray[np.uint8],
+    number: int,
+    recipe: Recipe,
+    folds: int,
+) -> Candidate:
+    logits = out_of_fold_logits(run, splits, number, folds)
+    used = splits.fold >= 0
+    correct = logits.argmax(1) == labels
+    shifted = logits[used] - logits[used].max(1, keepdims=True)
+    log_probabilities = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
+    loss = -log_probabilities[np.arange(used.sum()), labels[used]].mean()
+    return Candidate(
+        number=number,
+        recipe=recipe,
+        accuracy=Accuracy.of(int(correct[used].sum()), int(used.sum())),
+        fold_accuracies=[float(correct[splits.fold == fold].mean()) for fold in range(folds)],
+        loss=float(loss),
+        weights=[run.fold(number, fold) / WEIGHTS for fold in range(folds)],
+    )
+
+
+def _tell(observers: Sequence[Observer], candidate: Candidate) -> None:
+    metrics: dict[str, Any] = {
+        "cv_accuracy": candidate.accuracy.value,
+        "cv_accuracy_low": candidate.accuracy.low,
+        "cv_accuracy_high": candidate.accuracy.high,
+        "cv_loss": candidate.loss,
+    }
+    for observer in observers:
+        for fold, accuracy in enumerate(candidate.fold_accuracies):
+            observer.fold_ended(candidate.number, fold, accuracy)
+        observer.refit_ended(candidate.number, metrics)

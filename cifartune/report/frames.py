@@ -1,0 +1,43 @@
+"""Tables of a search, for pandas."""
+
+import pandas as pd
+
+from cifartune.tuning.study import TrialStudy
+
+
+def trials_frame(study: TrialStudy) -> pd.DataFrame:
+    """One row a trial: number, state, epochs, values, failure, metrics, then the recipe's fields.
+
+    The recipe's columns have their dotted names; `value` is the objective at the last epoch, and
+    `seconds` the time that the slot spent on the trial's last epoch.
+    """
+    rows = []
+    for trial in study.trials:
+        epochs = trial.intermediate_values
+        metrics = {k: v for k, v in trial.user_attrs.items() if k not in ("failure", "message")}
+        rows.append(
+            {
+                "trial": trial.number,
+                "state": trial.state.name,
+                "epochs": max(epochs, default=0),
+                "value": epochs[max(epochs)] if epochs else None,
+                "failure": trial.user_attrs.get("failure"),
+                "message": trial.user_attrs.get("message"),
+                "recipe_id": study.recipe(trial).id,
+                **metrics,
+                **study.recipe(trial).flat(),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def curves_frame(study: TrialStudy) -> pd.DataFrame:
+    """The learning curves: one row an epoch of a trial, with `trial`, `epoch` and `value`."""
+    return pd.DataFrame(
+        [
+            {"trial": trial.number, "epoch": epoch, "value": value}
+            for trial in study.trials
+            for epoch, value in sorted(trial.intermediate_values.items())
+        ],
+        columns=["trial", "epoch", "value"],
+    )

@@ -1,0 +1,146 @@
+"""The end of a search: its outcome as result.json, and as text for the terminal."""
+
+import json
+from typing import Any
+
+from optuna.trial import TrialState
+from rich.console import Console
+from rich.table import Table
+
+from cifartune.config import Recipe, SearchSpace
+from cifartune.refit import Candidate
+from cifartune.report.machine import hardware, versions
+from cifartune.report.terminal import short, show, show_value
+from cifartune.statistics import Accuracy
+from cifartune.tuning.study import TrialStudy, is_feasible
+
+LEADERBOARD = 10
+
+
+def outcome(
+    study: TrialStudy,
+    candidates: list[Candidate],
+    test: Accuracy,
+    *,
+    name: str,
+    seconds: dict[str, float],
+    mlflow: dict[str, str],
+) -> dict[str, Any]:
+    """What result.json holds; accuracies are shares in [0, 1]."""
+    winner, space = candidates[0], study.space
+    trials, states = study.trials, [trial.state for trial in study.trials]
+    return {
+        "name": name,
+        "objective": space.objective.model_dump(),
+        "winner": winner.recipe.model_dump(),
+        "winner_trial": winner.number,
+        "baseline": space.base.model_dump(exclude={"seed"}),
+        "changed": changes(space.base, winner.recipe, space),
+        "validation_accuracy": trials[winner.number].user_attrs.get("val_accuracy"),
+        "baseline_validation_accuracy": trials[0].user_attrs.get("val_accuracy"),
+        "cv_accuracy": winner.accuracy.as_dict(),
+        "fold_accuracies": winner.fold_accuracies,
+        "candidates": [
+            {"trial": c.number, "cv_accuracy": c.accuracy.as_dict(), "cv_loss": c.loss}
+            for c in candidates
+        ],
+        "test_accuracy": test.as_dict(),
+        "test_set": "stand-in cut from the training images" if space.stand_in else "CIFAR-10 test",
+        "test_time_augmentation": winner.recipe.tta,
+        "trials": {
+            "total": len(trials),
+            "complete": states.count(TrialState.COMPLETE),
+            "pruned": states.count(TrialState.PRUNED),
+            "failed": states.count(TrialState.FAIL),
+            "infeasible": sum(not is_feasible(trial) for trial in trials),
+        },
+        "seconds": seconds,
+        "hardware": hardware(),
+        "versions": versions(),
+        "mlflow": mlflow,
+    }
+
+
+def changes(base: Recipe, recipe: Recipe, space: SearchSpace) -> dict[str, list[Any]]:
+    """The fields in which `recipe` differs from the baseline: [baseline's, its own].
+
+    Only what was searched, and the refit's epochs: seeds differ in any case.
+    """
+    before, after = base.flat(), recipe.flat()
+    names = [*space.parameters, "epochs"]
+    return {n: [before[n], after[n]] for n in dict.fromkeys(names) if before[n] != after[n]}
+
+
+def print_summary(result: dict[str, Any], study: TrialStudy, console: Console) -> None:
+    """Prints leaderboard, winner, accuracies, time, and where to look further."""
+    console.print()
+    console.print(_leaderboard(study))
+    number, trials = result["winner_trial"], result["trials"]
+    console.print(
+        f"{trials['total']} trials: {trials['complete']} complete, {trials['pruned']} stopped "
+        f"early, of them {trials['infeasible']} infeasible; {trials['failed']} failed.\n",
+        highlight=False,
+    )
+    console.print(f"[bold]Winner: trial {number}.[/] Against the baseline it changes")
+    for field, (before, after) in result["changed"].items():
+        console.print(
+            f"  {field:24} {show_value(before):>10} -> {show_value(after)}", highlight=False
+        )
+    if not result["changed"]:
+        console.print("  nothing: the baseline itself won")
+    lines = [
+        ("validation", _percent(result["validation_accuracy"])),
+        ("", f"baseline {_percent(result['baseline_validation_accuracy'])}"),
+        (f"{len(result['fold_accuracies'])}-fold CV", _interval(result["cv_accuracy"])),
+        ("test", f"{_interval(result['test_accuracy'])}, fold ensemble, once"),
+    ]
+    if result["test_set"] != "CIFAR-10 test":
+        lines[-1] = ("stand-in", f"{_interval(result['test_accuracy'])}, no test images used")
+    console.print("\n[bold]Accuracy[/]")
+    for label, text in lines:
+        console.print(f"  {label:12} {text}", highlight=False)
+    seconds = result["seconds"]
+    parts = ", ".join(f"{name} {show_time(s)}" for name, s in seconds.items() if name != "total")
+    console.print(f"\n[bold]Time[/] {show_time(seconds['total'])}: {parts}", highlight=False)
+
+
+def _leaderboard(study: TrialStudy) -> Table:
+    metric = study.space.objective.metric
+    table = Table(title="Leaderboard", title_justify="left", box=None, padding=(0, 1, 0, 0))
+    for name in ("trial", "state", "epoch", short(metric)):
+        table.add_column(name, justify="left" if name == "state" else "right", no_wrap=True)
+    for name in study.space.parameters:
+        table.add_column(short(name), no_wrap=True, overflow="ellipsis", min_width=4)
+    for trial in study.best(LEADERBOARD):
+        epoch = max(trial.intermediate_values)
+        values = study.recipe(trial).flat()
+        table.add_row(
+            str(trial.number) + (" (baseline)" if trial.number == 0 else ""),
+            "complete" if trial.state is TrialState.COMPLETE else "stopped",
+            str(epoch),
+            show(metric, trial.intermediate_values[epoch]),
+            *(show_value(values[name]) for name in study.space.parameters),
+        )
+    return table
+
+
+def show_time(seconds: float) -> str:
+    """A duration for people."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def to_json(result: dict[str, Any]) -> str:
+    """The text of result.json."""
+    return json.dumps(result, indent=2) + "\n"
+
+
+def _interval(accuracy: dict[str, float]) -> str:
+    return str(Accuracy(**accuracy))
+
+
+def _percent(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.2%}"

@@ -1,0 +1,183 @@
+"""The terminal: a live table of trials, or plain lines where there is no terminal."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from optuna.trial import FrozenTrial
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from cifartune.config import Recipe, SearchSpace
+from cifartune.events import Observer
+
+ROWS = 15
+"""Trials in the live table: those that run, then the best."""
+
+
+@dataclass
+class _Row:
+    number: int
+    values: dict[str, Any]
+    epochs: int
+    state: str = "running"
+    epoch: int = 0
+    value: float | None = None
+    started: float = field(default_factory=time.monotonic)
+
+
+class Progress(Observer):
+    """Shows trials and refits as they run.
+
+    Args:
+        space: The search, whose parameters are the table's columns.
+        console: Where to write. Where it is no terminal, every event is one plain line.
+    """
+
+    def __init__(self, space: SearchSpace, console: Console) -> None:
+        self._space = space
+        self._console = console
+        self._metric = space.objective.metric
+        self._start = time.monotonic()
+        self._rows: dict[int, _Row] = {}
+        self._folds: dict[tuple[int, int], tuple[int, float]] = {}
+        self._refits: dict[int, tuple[int, int]] = {}
+        self._live: Live | None = None
+
+    @contextmanager
+    def shown(self) -> Iterator[None]:
+        """Keeps the live view on the screen for the `with` block."""
+        if not self._console.is_terminal:
+            yield
+            return
+        with Live(console=self._console, get_renderable=self._view, refresh_per_second=2) as live:
+            self._live = live
+            try:
+                yield
+            finally:
+                self._live = None
+
+    def trial_started(self, number: int, recipe: Recipe) -> None:
+        values = recipe.flat()
+        shown = {name: values[name] for name in self._space.parameters}
+        self._rows[number] = _Row(number, shown, recipe.epochs)
+
+    def epoch_ended(self, number: int, epoch: int, metrics: dict[str, float]) -> None:
+        row = self._rows[number]
+        row.epoch, row.value = epoch, metrics[self._metric]
+        self._line(
+            f"trial {number:3}  epoch {epoch}/{row.epochs}  "
+            f"{self._metric} {show(self._metric, row.value)}  "
+            f"{metrics['seconds']:.1f} s  {metrics['images_per_second']:,.0f} images/s"
+        )
+
+    def trial_ended(self, trial: FrozenTrial) -> None:
+        row = self._rows[trial.number]
+        failure = trial.user_attrs.get("failure")
+        row.state = failure or {"COMPLETE": "complete", "PRUNED": "stopped"}.get(
+            trial.state.name, "failed"
+        )
+        message = trial.user_attrs.get("message")
+        self._line(f"trial {trial.number:3}  {row.state}" + (f": {message}" if message else ""))
+
+    def refit_started(self, number: int, recipe: Recipe, folds: int) -> None:
+        self._refits[number] = folds, recipe.epochs
+        self._line(f"refit of trial {number}: {folds} folds of {recipe.epochs} epochs")
+
+    def fold_epoch_ended(
+        self, number: int, fold: int, epoch: int, metrics: dict[str, float]
+    ) -> None:
+        self._folds[number, fold] = epoch, metrics["val_accuracy"]
+        self._line(
+            f"refit of trial {number}  fold {fold}  epoch {epoch}/{self._refits[number][1]}  "
+            f"val_accuracy {metrics['val_accuracy']:.2%}  {metrics['seconds']:.1f} s"
+        )
+
+    def _line(self, text: str) -> None:
+        if self._live is None:
+            self._console.print(text, highlight=False, soft_wrap=True)
+
+    def _view(self) -> Group:
+        return Group(self._headline(), self._table(), *self._refit_lines())
+
+    def _headline(self) -> Text:
+        states = [row.state for row in self._rows.values()]
+        counts = {state: states.count(state) for state in dict.fromkeys(states)}
+        told = ", ".join(f"{count} {state}" for state, count in counts.items()) or "starting"
+        minutes, seconds = divmod(int(time.monotonic() - self._start), 60)
+        return Text(
+            f"{self._space.name}: {len(states)}/{self._space.search.num_trials} trials "
+            f"({told})  {minutes}:{seconds:02}",
+            overflow="ellipsis",
+            no_wrap=True,
+        )
+
+    def _table(self) -> Table:
+        table = Table(box=None, padding=(0, 1, 0, 0), expand=False)
+        for name in ("trial", "state", "epoch", short(self._metric)):
+            table.add_column(name, justify="left" if name == "state" else "right", no_wrap=True)
+        for name in self._space.parameters:
+            table.add_column(short(name), no_wrap=True, overflow="ellipsis", min_width=4)
+        for row in self._shown_rows():
+            value = "" if row.value is None else show(self._metric, row.value)
+            table.add_row(
+                str(row.number),
+                row.state,
+                f"{row.epoch}/{row.epochs}",
+                value,
+                *(show_value(v) for v in row.values.values()),
+                style="bold" if row.state == "running" else "",
+            )
+        return table
+
+    def _shown_rows(self) -> list[_Row]:
+        sign = -1 if self._space.objective.mode == "max" else 1
+
+        def rank(row: _Row) -> tuple[bool, int, float]:
+            return (
+                row.state != "running",
+                -row.epoch,
+                sign * (row.value if row.value is not None else 0),
+            )
+
+        return sorted(self._rows.values(), key=rank)[:ROWS]
+
+    def _refit_lines(self) -> Iterator[Text]:
+        for number, (folds, epochs) in self._refits.items():
+            parts = [
+                f"{epoch}/{epochs} {accuracy:.1%}" if epoch < epochs else f"{accuracy:.1%}"
+                for (trial, _), (epoch, accuracy) in sorted(self._folds.items())
+                if trial == number
+            ]
+            told = "  ".join(parts)
+            yield Text(f"refit of trial {number}, {folds} folds: {told}", style="bold")
+
+
+SHORT = {
+    "optimizer.name": "optim",
+    "optimizer.weight_decay": "decay",
+    "optimizer.momentum": "mom",
+    "model.name": "model",
+    "augment.strength": "augm",
+    "val_accuracy": "val acc",
+    "label_smoothing": "smooth",
+}
+
+
+def short(name: str) -> str:
+    """A column's heading: short enough for six of them on 80 columns."""
+    return SHORT.get(name, name.split(".")[-1].replace("_", " "))
+
+
+def show(metric: str, value: float) -> str:
+    """A metric for people: accuracies in percent."""
+    return f"{value:.2%}" if metric.endswith("accuracy") else f"{value:.4f}"
+
+
+def show_value(value: Any) -> str:
+    """A recipe value for people: three significant digits."""
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,109 @@
+"""A run's folder: everything that a search leaves behind, each thing in its place."""
+
+import re
+from pathlib import Path
+
+import yaml
+
+from cifartune.config import SearchSpace
+from cifartune.errors import UserError
+from cifartune.files import write_atomically
+
+DEFAULT_RUNS = Path("runs")
+
+
+class RunFolder:
+    """The files of one search below `path`; creates nothing by itself."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.resolve()
+        self.name = path.name
+        self.space_file = self.path / "space.yaml"
+        self.study = self.path / "study.db"
+        self.splits = self.path / "splits.npz"
+        self.trials = self.path / "trials"
+        self.refit = self.path / "refit"
+        self.evaluation = self.path / "evaluation.json"
+        self.oof = self.path / "oof.npz"
+        self.program = self.path / "model.pt2"
+        self.trials_csv = self.path / "trials.csv"
+        self.result = self.path / "result.json"
+        self.clock = self.path / "clock.json"
+        self.log = self.path / "ray.log"
+        self.ray = self.path / "ray"
+
+    @classmethod
+    def create(cls, runs: Path, space: SearchSpace, name: str | None = None) -> "RunFolder":
+        """Makes the folder of a new run and writes the space into it.
+
+        Args:
+            runs: The folder of all runs.
+            space: The search.
+            name: The run's name. Default: the space's, with -2, -3, ... where that is taken.
+
+        Raises:
+            UserError: `name` is taken, or the folder cannot be written.
+        """
+        try:
+            runs.mkdir(parents=True, exist_ok=True)
+            folder = cls._claim(runs, space.name, name)
+        except OSError as error:
+            raise UserError(
+                f"{runs}: cannot write the run there: {error.strerror}; choose another folder with "
+                "--runs"
+            ) from None
+        text = yaml.safe_dump(space.model_dump(exclude={"base": {"seed"}}), sort_keys=False)
+        write_atomically(folder.space_file, text)
+        return folder
+
+    @staticmethod
+    def check_name(runs: Path, name: str) -> None:
+        """Refuses a name that is taken, or is no name, before anything is done.
+
+        Raises:
+            UserError: Says which.
+        """
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
+            raise UserError(
+                f"--name {name}: letters, digits, '-', '_' and '.' are allowed, and no '-' or '.' "
+                "in front"
+            )
+        if (runs / name).exists():
+            raise UserError(
+                f"--name {name}: {runs / name} exists; choose another name, or go on with it: "
+                f"cifartune resume {name}"
+            )
+
+    @classmethod
+    def _claim(cls, runs: Path, space_name: str, name: str | None) -> "RunFolder":
+        number = 1
+        while True:
+            folder = cls(runs / (name or (space_name if number == 1 else f"{space_name}-{number}")))
+            try:
+                folder.path.mkdir()
+            except FileExistsError:
+                if name:
+                    cls.check_name(runs, name)
+                number += 1
+            else:
+                return folder
+
+    @classmethod
+    def open(cls, runs: Path, name: str) -> "RunFolder":
+        """The folder of an existing run.
+
+        Raises:
+            UserError: There is no run of that name.
+        """
+        folder = cls(runs / name)
+        if not folder.space_file.exists():
+            known = sorted(p.parent.name for p in runs.glob("*/space.yaml"))
+            raise UserError(
+                f"{runs}: no run is called {name}; there "
+                + (f"are {', '.join(known)}" if known else "are none yet")
+            )
+        return folder
+
+    def fold(self, trial: int, fold: int) -> Path:
+        """Where the refit of a trial's recipe keeps the weights and logits of one fold."""
+        return self.refit / f"trial-{trial}" / f"fold-{fold}"

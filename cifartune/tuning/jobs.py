@@ -1,0 +1,102 @@
+"""What a slot runs: one recipe on one split, from its last checkpoint, with its files."""
+
+import gc
+import io
+import time
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cifartune.data import load_train
+from cifartune.data.splits import Splits
+from cifartune.files import write_atomically
+from cifartune.training import EpochResult, SplitImages, Trainer
+from cifartune.training.classifier import save_classifier
+from cifartune.training.device import choose_device
+from cifartune.tuning.messages import Job
+
+CHECKPOINT = "checkpoint.pt"
+WEIGHTS = "weights.safetensors"
+LOGITS = "logits.npy"
+
+
+def run_job(job: Job, report: Callable[[EpochResult], bool]) -> dict[str, Any] | None:
+    """Trains `job`, from its checkpoint where there is one.
+
+    Args:
+        job: The recipe, its split and its folder.
+        report: Gets each epoch's result, and says whether to go on. The checkpoint of an epoch is
+            written before the next begins.
+
+    Returns:
+        Facts about the run: parameters, precision, device, threads and seconds; None if `report`
+        ended it early.
+
+    Raises:
+        TrainingFailure: The recipe failed.
+    """
+    start = time.perf_counter()
+    device = choose_device()
+    trainer = Trainer(job.recipe, _split(job, device), device=device)
+    checkpoint = job.folder / CHECKPOINT
+    if checkpoint.exists():
+        trainer.load_state_dict(torch.load(checkpoint, weights_only=True))
+    try:
+        for result in trainer:
+            if not report(result):
+                return None
+            if result.epoch < job.recipe.epochs:
+                _save_checkpoint(trainer, checkpoint)
+        if job.fold is not None:
+            _save_outputs(job, trainer)
+    finally:
+        parameters = sum(p.numel() for p in trainer.network.parameters())
+        precision = trainer.precision
+        del trainer
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+    return {
+        "params": parameters,
+        "precision": precision,
+        "device": device.type,
+        "threads": torch.get_num_threads(),
+        "seconds": time.perf_counter() - start,
+    }
+
+
+def _split(job: Job, device: torch.device) -> SplitImages:
+    splits = Splits.load(job.splits)
+    train, validation = (
+        (splits.train, splits.validation) if job.fold is None else splits.held_out(job.fold)
+    )
+    images, labels = _images(job.data_root, device)
+    return SplitImages(images, labels, torch.from_numpy(train), torch.from_numpy(validation))
+
+
+@cache
+def _images(root: Path, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The training images on `device`, loaded once a process; on the CPU a shared memory map."""
+    data = load_train(root)
+    images, labels = torch.from_numpy(data.images), torch.from_numpy(data.labels).long()
+    return images.to(device), labels.to(device)
+
+
+def _save_checkpoint(trainer: Trainer, path: Path) -> None:
+    buffer = io.BytesIO()
+    torch.save(trainer.state_dict(), buffer)
+    write_atomically(path, buffer.getvalue())
+
+
+def _save_outputs(job: Job, trainer: Trainer) -> None:
+    """The fold's weights, and its logits for the images that it held out."""
+    save_classifier(trainer.classifier, job.folder / WEIGHTS)
+    held_out = trainer.split.images[trainer.split.validation]
+    buffer = io.BytesIO()
+    np.save(buffer, trainer.predict(held_out).cpu().numpy())
+    write_atomically(job.folder / LOGITS, buffer.getvalue())

@@ -1,0 +1,76 @@
+"""What passes between the driver and its slots. Importing this loads neither torch nor ray."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cifartune.config import Recipe
+
+RETRIES = 2
+"""How often a job is given to another slot after its own died."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training run for a slot.
+
+    Attributes:
+        id: Unique among the jobs of a search, such as `trial-3` or `refit-3-fold-0`.
+        recipe: What to train.
+        folder: Where the job's checkpoint and outputs are written.
+        data_root: Where the prepared images are.
+        splits: The npz file of the search's splits.
+        fold: The fold of the refit; None for the search's own split. A fold's weights and
+            logits are kept.
+    """
+
+    id: str
+    recipe: Recipe
+    folder: Path
+    data_root: Path
+    splits: Path
+    fold: int | None = None
+
+
+@dataclass(frozen=True)
+class Progress:
+    """An epoch is done; the slot waits to hear whether to go on."""
+
+    epoch: int
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The job is done; `facts` says how it ran."""
+
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Failed:
+    """The job ended in a failure.
+
+    Attributes:
+        kind: `non_finite_loss`, `out_of_memory`: the recipe's own. `error`: a defect in the code.
+            `slot_lost`: the process or its machine died. `stopped`: nobody wants it any more.
+        message: One line for people.
+        epoch: The epoch in which it happened, where that is known.
+    """
+
+    kind: str
+    message: str
+    epoch: int | None = None
+
+    @property
+    def blames_recipe(self) -> bool:
+        """Whether the sampler should keep away from such recipes."""
+        return self.kind in ("non_finite_loss", "out_of_memory")
+
+    @property
+    def slot_lost(self) -> bool:
+        """Whether the slot died, so that another may try the job again."""
+        return self.kind == "slot_lost"
+
+
+Message = Progress | Finished | Failed

@@ -1,0 +1,250 @@
+"""The search itself: Ray Tune drives the trials, the study proposes, ASHA stops."""
+
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from optuna.trial import FrozenTrial, TrialState
+from ray import tune
+from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+
+from cifartune.config import Choice, Range
+from cifartune.events import Observer
+from cifartune.tuning.messages import Failed
+from cifartune.tuning.slots import SlotPool
+from cifartune.tuning.study import Proposal, TrialStudy
+from cifartune.tuning.trainable import Trial
+
+
+def run_trials(
+    study: TrialStudy,
+    pool: SlotPool,
+    *,
+    folder: Path,
+    data_root: Path,
+    splits: Path,
+    observers: Sequence[Observer] = (),
+    stop: threading.Event | None = None,
+    seconds: float | None = None,
+) -> None:
+    """Runs the study's trials to their number, until the time is up, or until `stop`.
+
+    Trials that the study holds as RUNNING go on first, from their last checkpoints. What `stop`
+    interrupts stays RUNNING; what `seconds` cut off is PRUNED.
+
+    Args:
+        study: Proposes, and records every result before it is acted on.
+        pool: The slots that train.
+        folder: Each trial gets a folder below it, for its checkpoint.
+        data_root: The prepared images.
+        splits: The search's splits.
+        observers: Told of every event, after it is recorded.
+        stop: Set from elsewhere, ends the search.
+        seconds: What is left of the time budget; None: no limit.
+    """
+    stopper = _Stopper(pool, stop or threading.Event(), seconds)
+    parameters = {"board": pool.board, "folder": folder, "data_root": data_root, "splits": splits}
+    trainable = tune.with_resources(
+        tune.with_parameters(Trial, **parameters), tune.PlacementGroupFactory([{"CPU": 0.001}])
+    )
+    tuner = tune.Tuner(
+        trainable,
+        tune_config=tune.TuneConfig(
+            metric=_tune_metric(study),
+            mode=study.space.objective.mode,
+            search_alg=_Proposals(study),
+            scheduler=_scheduler(study),
+            num_samples=-1,
+            max_concurrent_trials=pool.shape.count,
+            reuse_actors=True,
+            trial_dirname_creator=_dirname,
+        ),
+        run_config=tune.RunConfig(
+            name="tune",
+            storage_path=str(pool.storage),
+            stop=stopper,
+            callbacks=[_Ledger(study, observers)],
+            # The slots write the checkpoints of the trials.
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+            verbose=0,
+        ),
+    )
+    tuner.fit()
+    if stopper.out_of_time:
+        for trial in study.trials:
+            if trial.state is TrialState.RUNNING:
+                study.prune(trial.number)
+                _tell_end(observers, study, trial.number)
+
+
+class _Unpickled:
+    """Tune pickles its parts for its own restore. Ours is the study: nothing of this is kept."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+
+class _Proposals(_Unpickled, Searcher):
+    """Hands the study's unfinished trials to Tune, then its proposals."""
+
+    def __init__(self, study: TrialStudy) -> None:
+        super().__init__(metric=_tune_metric(study), mode=study.space.objective.mode)
+        self._study = study
+        self._unfinished = [
+            Proposal(trial.number, study.recipe(trial))
+            for trial in study.trials
+            if trial.state is TrialState.RUNNING
+        ]
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str:  # type: ignore[override]
+        if self._unfinished:
+            proposal = self._unfinished.pop(0)
+        elif len(self._study.trials) < self._study.space.search.num_trials:
+            proposal = self._study.propose()
+        else:
+            return Searcher.FINISHED
+        return {"number": proposal.number, "recipe": proposal.recipe.model_dump()}
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        """Nothing: the ledger has written it by now."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the study is the state."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing: the study is the state."""
+
+
+def _scheduler(study: TrialStudy) -> TrialScheduler:
+    settings = study.space.scheduler
+    if settings.name == "none":
+        return FIFOScheduler()  # type: ignore[no-untyped-call]
+    epochs = study.space.parameters.get("epochs")
+    return _StudyAsha(
+        study,
+        time_attr="epoch",
+        grace_period=settings.grace_period,
+        reduction_factor=settings.reduction_factor,
+        max_t=_largest(epochs) if epochs else study.space.base.epochs,
+    )
+
+
+class _StudyAsha(_Unpickled, AsyncHyperBandScheduler):
+    """Tune's ASHA, whose rungs are rebuilt from the study: they are lost on Tune's own restore."""
+
+    _nobody: Any = None  # the controller that ASHA asks for and never uses
+
+    def __init__(self, study: TrialStudy, **settings: Any) -> None:
+        super().__init__(**settings)
+        self._study = study
+        for trial in study.trials:
+            if trial.state.is_finished():
+                handle: Any = SimpleNamespace(trial_id=f"study-{trial.number}")
+                super().on_trial_add(self._nobody, handle)
+                self._replay(handle, trial)
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        super().on_trial_add(tune_controller, trial)
+        self._replay(trial, self._study.trials[trial.config["number"]])
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        if "failure" in result:
+            # Its last value is an old one, which the rungs hold already.
+            self.on_trial_remove(tune_controller, trial)
+        else:
+            super().on_trial_complete(tune_controller, trial, result)
+
+    def _replay(self, handle: Any, recorded: FrozenTrial) -> None:
+        for epoch, value in sorted(recorded.intermediate_values.items()):
+            self.on_trial_result(self._nobody, handle, {"epoch": epoch, self._metric: value})
+
+
+class _Ledger(_Unpickled, tune.Callback):
+    """Writes each event to the study before Tune acts on it, then tells the observers."""
+
+    def __init__(self, study: TrialStudy, observers: Sequence[Observer]) -> None:
+        self._study = study
+        self._observers = observers
+        self._metric = study.space.objective.metric
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        number = trial.config["number"]
+        recipe = self._study.recipe(self._study.trials[number])
+        for observer in self._observers:
+            observer.trial_started(number, recipe)
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        number, failure = trial.config["number"], result.get("failure")
+        if isinstance(failure, Failed):
+            end = self._study.reject if failure.blames_recipe else self._study.fail
+            end(number, failure.kind, failure.message)
+            return
+        epoch = result["epoch"]
+        metrics = result["metrics"]
+        self._study.record(number, epoch, metrics[self._metric])
+        for observer in self._observers:
+            observer.epoch_ended(number, epoch, metrics)
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        number, result = trial.config["number"], trial.last_result
+        if "failure" not in result:
+            self._study.annotate(number, result["metrics"])
+            if "facts" in result:
+                self._study.annotate(number, result["facts"])
+                self._study.complete(number)
+            else:
+                self._study.prune(number)
+        _tell_end(self._observers, self._study, number)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        number = trial.config["number"]
+        self._study.fail(number, "error", str(trial.get_error() or "the trial's process died"))
+        _tell_end(self._observers, self._study, number)
+
+
+class _Stopper(_Unpickled, tune.Stopper):
+    """Ends the search when asked to, or when its time is up."""
+
+    def __init__(self, pool: SlotPool, stop: threading.Event, seconds: float | None) -> None:
+        self._pool = pool
+        self._stop = stop
+        self._deadline = time.monotonic() + seconds if seconds is not None else float("inf")
+        self._stopped = False
+        self.out_of_time = False
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        self.out_of_time = time.monotonic() > self._deadline
+        if (self.out_of_time or self._stop.is_set()) and not self._stopped:
+            # Tune waits for a step under way, which would be an epoch: let it return now.
+            self._pool.board.stop_all.remote()
+            self._stopped = True
+        return self._stopped
+
+
+def _dirname(trial: Any) -> str:
+    return f"trial-{trial.config['number']}-{trial.trial_id}"
+
+
+def _tune_metric(study: TrialStudy) -> str:
+    """The objective's name in Tune's flattened results."""
+    return f"metrics/{study.space.objective.metric}"
+
+
+def _largest(parameter: Range | Choice) -> int:
+    return int(parameter.max if isinstance(parameter, Range) else max(map(int, parameter.values)))
+
+
+def _tell_end(observers: Sequence[Observer], study: TrialStudy, number: int) -> None:
+    for observer in observers:
+        observer.trial_ended(study.trials[number])

@@ -1,0 +1,222 @@
+"""Warm slots: Ray Train worker groups that are started once and train job after job."""
+
+import logging
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import ray
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+
+from cifartune.config.space import ResourceSpec
+from cifartune.errors import Interrupted
+from cifartune.tuning.board import Board
+from cifartune.tuning.messages import RETRIES, Failed, Finished, Job, Message, Progress
+
+logger = logging.getLogger(__name__)
+
+RESTARTS = 3
+"""How often a slot is started again after it died."""
+
+CLOSE_SECONDS = 30.0
+"""How long a closing pool waits for its slots to leave in order."""
+
+
+@dataclass(frozen=True)
+class SlotShape:
+    """How many slots there are, and what each holds.
+
+    Attributes:
+        count: Slots, that is jobs at a time.
+        cpus: Cores of each.
+        gpus: GPUs, or the share of one, of each.
+    """
+
+    count: int
+    cpus: float
+    gpus: float
+
+    @classmethod
+    def choose(cls, wanted: ResourceSpec, max_concurrent: int | str) -> "SlotShape":
+        """Fills in `auto` from what the Ray cluster has.
+
+        With GPUs: a slot for each, with an equal share of the cores. Without: two cores a slot,
+        for a convolution on two cores is nearly twice as fast as on one, and a search with fewer
+        slots stops bad trials sooner.
+        """
+        have: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        cores, devices = have.get("CPU", 1.0), have.get("GPU", 0.0)
+        gpus = wanted.gpus if wanted.gpus != "auto" else float(devices > 0)
+        if wanted.cpus != "auto":
+            cpus = wanted.cpus
+        elif gpus:
+            cpus = max(1.0, cores // max(1, devices // gpus))
+        else:
+            cpus = min(2.0, cores)
+        count = min(cores // cpus, devices // gpus if gpus else cores)
+        if isinstance(max_concurrent, int):
+            count = min(count, max_concurrent)
+        return cls(max(1, int(count)), cpus, gpus)
+
+
+class SlotPool:
+    """A board and the slots that work on it, for as long as the `with` block lasts.
+
+    Each slot is a TorchTrainer whose training loop takes job after job. It is held by a thread of
+    the driver; when the driver ends, however it ends, Ray ends the slot.
+
+    Args:
+        shape: The number of slots and their resources.
+        name: Names the Train runs, as the Ray dashboard shows them.
+        storage: Where Ray Train keeps its own working files.
+    """
+
+    def __init__(self, shape: SlotShape, *, name: str, storage: Path) -> None:
+        self.shape = shape
+        self.name = name
+        self.storage = storage
+        # A thousand calls may wait on it at a time: one for every slot and every running trial.
+        actor = ray.remote(num_cpus=0)(Board).options(max_concurrency=1000)
+        self.board: Any = actor.remote()
+        self._closing = threading.Event()
+        self._alive = shape.count
+        self._lock = threading.Lock()
+        self._threads = [
+            threading.Thread(target=self._keep, args=(slot,), name=f"slot-{slot}", daemon=True)
+            for slot in range(shape.count)
+        ]
+
+    def __enter__(self) -> "SlotPool":
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._closing.set()
+        with suppress(ray.exceptions.RayError):
+            ray.get(self.board.close.remote())
+        for thread in self._threads:
+            thread.join(CLOSE_SECONDS)
+
+    def run(
+        self, jobs: Iterable[Job], *, stop: threading.Event | None = None
+    ) -> Iterator[tuple[Job, Message]]:
+        """Runs all jobs to their end, as many at a time as there are slots.
+
+        Yields every message of every job as it comes; the last of a job is no `Progress`. A job
+        whose slot died is retried from its last checkpoint before that counts as its end.
+
+        Raises:
+            Interrupted: `stop` was set.
+        """
+        pending: dict[ray.ObjectRef[Message], Job] = {}
+        retries: dict[str, int] = {}
+
+        def ask(job: Job) -> None:
+            pending[self.board.next.remote(job.id)] = job
+
+        for job in jobs:
+            ray.get(self.board.submit.remote(job))
+            ask(job)
+        while pending:
+            if stop is not None and stop.is_set():
+                raise Interrupted
+            ready, _ = ray.wait(list(pending), timeout=0.5)
+            for reference in ready:
+                job, message = pending.pop(reference), ray.get(reference)
+                lost = isinstance(message, Failed) and message.slot_lost
+                if lost and retries.setdefault(job.id, 0) < RETRIES:
+                    retries[job.id] += 1
+                    ray.get(self.board.submit.remote(job))
+                    ask(job)
+                    continue
+                if isinstance(message, Progress):
+                    ask(job)
+                yield job, message
+
+    def _keep(self, slot: int) -> None:
+        """Keeps one slot running until the pool closes, or it dies too often."""
+        for attempt in range(RESTARTS + 1):
+            try:
+                self._trainer(slot, attempt).fit()
+                return
+            except Exception as error:  # whatever ended the worker group, its job must hear of it
+                reason = f"slot {slot} died: {_first_line(error)}"
+            if self._closing.is_set():
+                return
+            logger.warning("%s; starting it again", reason)
+            ray.get(self.board.lose.remote(slot, reason))
+        with self._lock:
+            self._alive -= 1
+            if not self._alive:
+                ray.get(self.board.abandon.remote(reason))
+
+    def _trainer(self, slot: int, attempt: int) -> TorchTrainer:
+        # A hundredth of a core is left over, for the trials' own processes to be scheduled.
+        resources = {"CPU": self.shape.cpus - 0.01}
+        if self.shape.gpus:
+            resources["GPU"] = self.shape.gpus
+        name = f"{self.name}-slot-{slot}" + (f"-restart-{attempt}" if attempt else "")
+        return TorchTrainer(
+            slot_loop,
+            train_loop_config={
+                "board": self.board,
+                "slot": slot,
+                "threads": max(1, int(self.shape.cpus)),
+            },
+            scaling_config=ScalingConfig(
+                num_workers=1, use_gpu=bool(self.shape.gpus), resources_per_worker=resources
+            ),
+            run_config=RunConfig(
+                name=name,
+                storage_path=str(self.storage),
+                # mypy sees the configuration of Train V1.
+                failure_config=FailureConfig(
+                    max_failures=0,
+                    controller_failure_limit=2,  # type: ignore[call-arg]
+                ),
+            ),
+        )
+
+
+def slot_loop(config: dict[str, Any]) -> None:
+    """The training loop of a slot's Ray Train worker: takes jobs until the board is closed."""
+    import torch
+
+    from cifartune.training import EpochResult, TrainingFailure
+    from cifartune.tuning.jobs import run_job
+
+    torch.set_num_threads(config["threads"])
+    board = config["board"]
+    while (job := ray.get(board.take.remote(config["slot"]))) is not None:
+
+        def report(result: EpochResult, job: Job = job) -> bool:
+            message = Progress(result.epoch, result.metrics())
+            go_on: bool = ray.get(board.report.remote(job.id, message))
+            return go_on
+
+        message: Message
+        try:
+            facts = run_job(job, report)
+            message = Finished(facts or {})
+        except TrainingFailure as failure:
+            message = Failed(failure.kind, str(failure), getattr(failure, "epoch", None))
+        except torch.OutOfMemoryError as error:
+            message = Failed("out_of_memory", _first_line(error))
+        except Exception as error:  # a defect in one recipe's path must not take the slot with it
+            message = Failed("error", f"{type(error).__name__}: {_first_line(error)}")
+        ray.get(board.end.remote(job.id, message))
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,76 @@
+"""A trial, as Ray Tune sees it: a class that asks the board for one epoch a step."""
+
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+
+from cifartune.config import Recipe
+from cifartune.tuning.messages import RETRIES, Failed, Finished, Job, Message, Progress
+
+
+class Trial(tune.Trainable):
+    """Puts its recipe on the board and returns one epoch a step.
+
+    The process is reused from trial to trial, and holds nothing: the slot trains.
+    """
+
+    def setup(
+        self,
+        config: dict[str, Any],
+        *,
+        board: Any = None,
+        folder: Path = Path(),
+        data_root: Path = Path(),
+        splits: Path = Path(),
+    ) -> None:
+        """Starts the first trial; the keyword arguments are the same for all of them."""
+        self._board = board
+        self._last: dict[str, Any] = {}
+        self._folder, self._data_root, self._splits = folder, data_root, splits
+        self._start(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Leaves the trial that was stopped and starts the next."""
+        self.cleanup()
+        self._start(new_config)
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """The next epoch's metrics; `done` at the end, with `facts` or with a `failure`."""
+        message = self._next()
+        if isinstance(message, Progress):
+            self._last = {"epoch": message.epoch, "metrics": message.metrics}
+            if message.epoch < self._job.recipe.epochs:
+                return self._last
+            message = self._next()
+        if isinstance(message, Finished):
+            return {**self._last, "done": True, "facts": message.facts}
+        return {**self._last, "done": True, "failure": message}
+
+    def cleanup(self) -> None:
+        """Takes the job off the board, if it is there."""
+        ray.get(self._board.stop.remote(self._job.id))
+
+    def _start(self, config: dict[str, Any]) -> None:
+        number = config["number"]
+        self._last = {}
+        self._job = Job(
+            id=f"trial-{number}",
+            recipe=Recipe.model_validate(config["recipe"]),
+            folder=self._folder / str(number),
+            data_root=self._data_root,
+            splits=self._splits,
+        )
+        ray.get(self._board.submit.remote(self._job))
+
+    def _next(self) -> Message:
+        """The job's next message. A job whose slot died goes on elsewhere from its checkpoint."""
+        for _ in range(RETRIES):
+            message: Message = ray.get(self._board.next.remote(self._job.id))
+            if not (isinstance(message, Failed) and message.slot_lost):
+                return message
+            ray.get(self._board.submit.remote(self._job))
+        last: Message = ray.get(self._board.next.remote(self._job.id))
+        return last
