@@ -2,10 +2,13 @@
 
 import shutil
 import sys
+import time
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+_STARTED = time.monotonic()
 
 app = typer.Typer(
     help="Hyper-parameter search for CIFAR-10 classifiers.",
@@ -61,9 +64,12 @@ def resume(
 ) -> None:
     """Go on with an interrupted search where it stopped."""
     from cifartune.config import load_space
+    from cifartune.errors import UserError
     from cifartune.runs import RunFolder
 
     run = RunFolder.open(runs, name)
+    if run.result.exists():
+        raise UserError(f"{name} is finished: {run.result} holds its outcome")
     space = load_space(run.space_file)
     _run(space, run, _fetched(data_dir), _checked_uri(tracking_uri, runs))
 
@@ -118,12 +124,18 @@ def _run(space: Any, run: Any, root: Path, uri: str) -> None:
     from rich.console import Console
 
     from cifartune.errors import Interrupted, UserError
-    from cifartune.search import run_search
+    from cifartune.search import Search
 
     try:
-        run_search(
-            space, run, data_root=root, tracking_uri=uri, console=Console(), command=_command()
-        )
+        Search(
+            space,
+            run,
+            data_root=root,
+            tracking_uri=uri,
+            console=Console(),
+            command=" ".join(["cifartune", *sys.argv[1:]]),
+            started=_STARTED,
+        ).run()
     except Interrupted:
         raise Interrupted(f"cifartune: stopped; go on with: cifartune resume {run.name}") from None
     except UserError:
@@ -157,7 +169,3 @@ def _fetched(data_dir: Path | None) -> Path:
             bar.update(tasks[description], completed=done, total=total)
 
         return fetch(data_dir=data_dir, progress=show)
-
-
-def _command() -> str:
-    return " ".join(["cifartune", *sys.argv[1:]])

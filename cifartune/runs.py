@@ -28,6 +28,7 @@ class RunFolder:
         self.program = self.path / "model.pt2"
         self.trials_csv = self.path / "trials.csv"
         self.result = self.path / "result.json"
+        self.lock = self.path / ".lock"
         self.clock = self.path / "clock.json"
         self.log = self.path / "ray.log"
         self.ray = self.path / "ray"

@@ -48,10 +48,10 @@ def parse_space(text: str, *, source: str) -> SearchSpace:
     except ValidationError as error:
         problems = describe(error, SearchSpace, data)
     messages = [
-        f"{source}:{_line(node, where)}: {'.'.join(map(str, where))}: {rule}"
+        (_line(node, where), f"{'.'.join(map(str, where))}: {rule}")
         for where, rule in problems.items()
     ]
-    raise UserError("\n".join(messages))
+    raise UserError("\n".join(f"{source}:{line}: {message}" for line, message in sorted(messages)))
 
 
 def _read_yaml(text: str) -> tuple[yaml.Node | None, Any]:

@@ -90,9 +90,9 @@ class Choice(Conditional):
 
 
 def _kind(value: Any) -> str:
-    if isinstance(value, Choice) or (isinstance(value, Mapping) and "values" in value):
-        return "choice"
-    return "range"
+    if isinstance(value, Mapping):
+        return "range" if value.keys() & {"min", "max"} and "values" not in value else "choice"
+    return "choice" if isinstance(value, Choice) else "range"
 
 
 Parameter = Annotated[

@@ -83,8 +83,19 @@ class MlflowTracker(Observer):
         self._run = run
         self._tags = {key: str(value) for key, value in tags.items()}
         self._ids: dict[str, str] = {}
+        self._unfinished: set[str] = set()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="mlflow")
         self._ready = self._do(self._open)
+
+    def check(self) -> None:
+        """Waits until the store is open.
+
+        Raises:
+            UserError: It could not be opened.
+        """
+        self._ready.result()
+        if self.failures:
+            raise UserError(f"--tracking-uri {self.uri}: cannot be opened: {self.failures[0]}")
 
     @property
     def run_id(self) -> str:
@@ -93,8 +104,13 @@ class MlflowTracker(Observer):
         return self._ids.get("search", "")
 
     def close(self, status: str = "FINISHED") -> None:
-        """Ends the parent run with `status` and waits until all is written."""
-        self._do(lambda: self._client.set_terminated(self._ids["search"], status))
+        """Ends what is not ended yet with `status`, and waits until all is written."""
+
+        def end() -> None:
+            for key in list(self._unfinished):
+                self._end(key, status)
+
+        self._do(end)
         self._thread.shutdown(wait=True)
 
     def trial_started(self, number: int, recipe: Recipe) -> None:
@@ -117,7 +133,7 @@ class MlflowTracker(Observer):
                 self._log(key, {"params": trial.user_attrs["params"]}, 0)
             status = {TrialState.COMPLETE: "FINISHED", TrialState.PRUNED: "KILLED"}
             ended = status.get(trial.state, "FAILED") if feasible else "FAILED"
-            self._client.set_terminated(self._ids[key], ended)
+            self._end(key, ended)
 
         self._do(end)
 
@@ -140,14 +156,14 @@ class MlflowTracker(Observer):
     def fold_ended(self, number: int, fold: int, accuracy: float) -> None:
         def end() -> None:
             self._log(f"refit-{number}-fold-{fold}", {"held_out_accuracy": accuracy}, 0)
-            self._client.set_terminated(self._ids[f"refit-{number}-fold-{fold}"], "FINISHED")
+            self._end(f"refit-{number}-fold-{fold}", "FINISHED")
 
         self._do(end)
 
     def refit_ended(self, number: int, metrics: dict[str, float]) -> None:
         def end() -> None:
             self._log(f"refit-{number}", metrics, 0)
-            self._client.set_terminated(self._ids[f"refit-{number}"], "FINISHED")
+            self._end(f"refit-{number}", "FINISHED")
 
         self._do(end)
 
@@ -166,8 +182,7 @@ class MlflowTracker(Observer):
                 call()
             except Exception as error:  # tracking must never end a search
                 logger.exception("MLflow")
-                if self._ids or not self.failures:
-                    self.failures.append(f"{type(error).__name__}: {error}")
+                self.failures.append(_first_line(error))
 
         return self._thread.submit(guarded)
 
@@ -200,6 +215,7 @@ class MlflowTracker(Observer):
     def _start(
         self, key: str, parent: str | None, tags: dict[str, Any], parameters: dict[str, Any]
     ) -> None:
+        self._unfinished.add(key)
         if key in self._ids:
             self._client.update_run(self._ids[key], status="RUNNING")
             return
@@ -215,6 +231,10 @@ class MlflowTracker(Observer):
 
             values = [Param(name, str(value)) for name, value in parameters.items()]
             self._client.log_batch(run.info.run_id, params=values)
+
+    def _end(self, key: str, status: str) -> None:
+        self._client.set_terminated(self._ids[key], status)
+        self._unfinished.discard(key)
 
     def _log(self, key: str, metrics: dict[str, float], step: int) -> None:
         from mlflow.entities import Metric
@@ -251,3 +271,7 @@ class MlflowTracker(Observer):
                 input_example=np.zeros((1, 32, 32, 3), np.uint8),
                 pip_requirements=[f"{name}=={version(name)}" for name in ("mlflow", "torch")],
             )
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"

@@ -41,6 +41,10 @@ class SlotShape:
     cpus: float
     gpus: float
 
+    def __str__(self) -> str:
+        text = f"{self.cpus:g} CPU core{'' if self.cpus == 1 else 's'}"
+        return text + (f" and {self.gpus:g} GPU" if self.gpus else "")
+
     @classmethod
     def choose(cls, wanted: ResourceSpec, max_concurrent: int | str) -> "SlotShape":
         """Fills in `auto` from what the Ray cluster has.

@@ -1,0 +1,28 @@
+"""Ctrl-C: once to stop in order, twice to stop at once."""
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+
+@contextmanager
+def ctrl_c(tell: Callable[[str], Any]) -> Iterator[threading.Event]:
+    """Turns the first Ctrl-C in the `with` block into an event; the second is as ever.
+
+    Args:
+        tell: Called with a line for the user at the first Ctrl-C.
+    """
+    stop = threading.Event()
+
+    def heard(*_: Any) -> None:
+        stop.set()
+        signal.signal(signal.SIGINT, before)
+        tell("Stopping; what is finished is kept. Ctrl-C again: at once.")
+
+    before = signal.signal(signal.SIGINT, heard)
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,292 @@
+import copy
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cifartune.config import SearchSpace, load_space
+from cifartune.config.load import parse_space
+from cifartune.errors import UserError
+
+MINIMAL = "name: a\nbase: {model: {name: speednet}}\n"
+QUICK = Path(__file__).parents[2] / "search_spaces" / "quick.yaml"
+FULL: dict[str, Any] = yaml.safe_load(QUICK.read_text())
+
+
+def error(text: str) -> str:
+    with pytest.raises(UserError) as caught:
+        parse_space(text, source="f.yaml")
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        # Unknown names
+        ("serach: {}", "serach: unknown key; did you mean search?"),
+        ("num_trials: 3", "num_trials: unknown key; did you mean search.num_trials?"),
+        ("refit: {topk: 3}", "refit.topk: unknown key; did you mean top_k?"),
+        ("zzzz: 3", "zzzz: unknown key"),
+        (
+            "parameters: {lr: {min: 0.1, max: 1}}",
+            "parameters.lr: unknown key; did you mean optimizer.lr?",
+        ),
+        (
+            "parameters: {model.dropout: {minn: 0, max: 0.5}}",
+            "parameters.model.dropout.minn: unknown key; did you mean min?",
+        ),
+        # Wrong types
+        ("search: tpe", "search: must be a section, {key: value}, got 'tpe'"),
+        ("scheduler:", "scheduler: must be a section, {key: value}, got nothing"),
+        ("parameters: [1]", "parameters: must be a section, {key: value}, got [1]"),
+        (
+            "parameters: {model.dropout: 3}",
+            "parameters.model.dropout: must be {min: ..., max: ...} or {values: [...]}, got 3",
+        ),
+        (
+            "parameters: {model.dropout: {min: '0', max: 0.5}}",
+            "parameters.model.dropout.min: must be a number, got '0'",
+        ),
+        (
+            "parameters: {model.dropout: {values: [0.1, [0.2]]}}",
+            "parameters.model.dropout.values.1: "
+            "must be true or false, a whole number, a number or text, got [0.2]",
+        ),
+        ("search: {num_trials: 2.5}", "search.num_trials: must be a whole number, got 2.5"),
+        ("search: {num_trials: true}", "search.num_trials: must be a whole number, got true"),
+        ("search: {num_trials: '8'}", "search.num_trials: must be a whole number, got '8'"),
+        ("search: {num_trials: 1:30}", "search.num_trials: must be a whole number, got '1:30'"),
+        ("search: {num_trials: 010}", "search.num_trials: must be a whole number, got '010'"),
+        # Values out of their domain
+        ("resources: {cpus: many}", "resources.cpus: must be auto or a number, got 'many'"),
+        ("resources: {cpus: 0}", "resources.cpus: must be auto or above 0, got 0"),
+        (
+            "search: {max_concurrent: lots}",
+            "search.max_concurrent: must be auto or a whole number, got 'lots'",
+        ),
+        ("search: {max_concurrent: 0}", "search.max_concurrent: must be auto or at least 1, got 0"),
+        (
+            "search: {num_trials: 200000}",
+            "search.num_trials: must be at most 100000, got 200000",
+        ),
+        (
+            "search: {time_budget: 2 hours}",
+            "search.time_budget: must be a time such as 90s, 30m or 2h, got '2 hours'",
+        ),
+        ("search: {time_budget: 0s}", "search.time_budget: must be above 0, got '0s'"),
+        (
+            "objective: {mode: maximize}",
+            "objective.mode: must be max or min, got 'maximize'; did you mean max?",
+        ),
+        ("objective: {mode: min}", "objective.mode: must be max for val_accuracy, got min"),
+        (
+            "objective: {metric: [a]}",
+            "objective.metric: must be val_accuracy, val_loss, train_accuracy or train_loss, "
+            "got ['a']",
+        ),
+        (
+            "parameters: {epochs: {min: 1, max: .inf}}",
+            "parameters.epochs.max: must be a finite number, got inf",
+        ),
+        (
+            "parameters: {tta: {values: [no, flip]}}",
+            "parameters.tta.values.0: must be none or flip, got 'no'; did you mean none?",
+        ),
+        (
+            "parameters: {model.dropout: {values: []}}",
+            "parameters.model.dropout.values: must be a list of at least one value, got []",
+        ),
+        ("parameters: {epochs: {min: 1}}", "parameters.epochs.max: is required"),
+    ],
+)
+def test_a_mistake_is_one_message_with_line_key_and_rule(line: str, message: str) -> None:
+    assert error(MINIMAL + line) == f"f.yaml:3: {message}"
+
+
+def test_a_name_says_what_is_allowed() -> None:
+    assert error("name: a b\nbase: {}") == (
+        "f.yaml:1: name: must begin with a letter or digit and go on with letters, digits, dots, "
+        "hyphens and underscores, 100 at the most, got 'a b'"
+    )
+
+
+def test_every_mistake_is_told_on_its_own_line() -> None:
+    text = "nam: a\nbase:\n  epochs: 0\n  optimizer:\n    lr: 0.1\n    beta: 2\nsearch:\n- 1"
+    assert error(text).splitlines() == [
+        "f.yaml:1: nam: unknown key; did you mean name?",
+        "f.yaml:3: base.epochs: must be at least 1, got 0",
+        "f.yaml:6: base.optimizer.beta: unknown key",
+        "f.yaml:7: search: must be a section, {key: value}, got [1]",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "f.yaml: the file is empty"),
+        ("# nothing\n", "f.yaml: the file is empty"),
+        ("- 1", "f.yaml:1: must be a section"),
+        ("hello", "f.yaml:1: must be a section"),
+        ("&a [*a]", "f.yaml:1: must be a section"),
+        ("name: [a", "f.yaml:1: not valid YAML"),
+        ("name: a\nbase:\n\tepochs: 3", "f.yaml:3: not valid YAML"),
+        ("name: a\n---\nname: b", "f.yaml:2: not valid YAML"),
+        ("name: a\0", "f.yaml: not valid YAML: unacceptable character #x0000"),
+        ("[" * 2000, "f.yaml: not valid YAML: nested too deeply"),
+        ("name: a\nbase: {<<: 3}", "f.yaml:2: not valid YAML"),
+        ("name: a\nbase: {}\nname: b", "f.yaml:3: name: is given twice"),
+        ("3: a", "f.yaml:1: a key must be text, got 3"),
+        ("null: a", "f.yaml:1: a key must be text, got null"),
+        ("? [1, 2]\n: 3", "f.yaml:1: a key must be text, got a list or section"),
+        ("name: !!python/object:os.system a", "f.yaml:1: the tag tag:yaml.org,2002:python/"),
+        ("name: a\nbase: &b {model: *b}", "f.yaml:2: base.model.model: unknown key"),
+        ("name: a\nbase: {seed: 1" + 5000 * "0" + "}", "f.yaml:2: base.seed: must be a whole"),
+        ('name: "\\ud800"\nbase: {}', "f.yaml:1: name: must begin"),
+    ],
+)
+def test_what_is_no_search_space_is_refused(text: str, message: str) -> None:
+    assert error(text).startswith(message)
+
+
+def test_plain_words_mean_what_people_mean() -> None:
+    space = parse_space(
+        "name: no\n"
+        "base: {optimizer: {lr: 1e-3, weight_decay: .5}, epochs: 1_0, precision: bf16}\n"
+        "refit: {epochs: null}\n"
+        "search: {time_budget: 90}",
+        source="f.yaml",
+    )
+    assert space.name == "no"
+    assert (space.base.optimizer.lr, space.base.optimizer.weight_decay) == (1e-3, 0.5)
+    assert space.base.epochs == 10
+    assert space.refit.epochs is None
+    assert space.search.time_budget == 90.0
+
+
+def test_anchors_and_merge_keys_work_and_keep_their_lines() -> None:
+    text = (
+        "name: a\n"
+        "base:\n"
+        "  model: {name: resnet18}\n"
+        "  <<: &base\n"
+        "    epochs: 3\n"
+        "refit:\n"
+        "  <<: *base\n"
+        "  folds: FOLDS\n"
+        "parameters:\n"
+        "  model.dropout: {min: 0, max: 0.5, when: &sgd {optimizer.name: sgd}}\n"
+        "  model.init: {values: [default, orthogonal], when: *sgd}\n"
+        "  optimizer.name: {values: [sgd, adamw]}\n"
+    )
+    space = parse_space(text.replace("FOLDS", "4"), source="f.yaml")
+    assert (space.refit.epochs, space.refit.folds) == (3, 4)
+    assert space.parameters["model.init"].when == {"optimizer.name": ["sgd"]}
+    assert error(text.replace("FOLDS", "1")) == "f.yaml:8: refit.folds: must be at least 2, got 1"
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    (tmp_path / "quick.yaml").write_bytes(b"\xff\xfe")
+    for path, message in {
+        tmp_path: "cannot be read: Is a directory",
+        tmp_path / "quick.yaml": "not a text file in UTF-8",
+        tmp_path / "quik.yaml": f"no such file; did you mean {tmp_path / 'quick.yaml'}?",
+        tmp_path / "none" / "quick.yaml": "no such file",
+    }.items():
+        with pytest.raises(UserError) as caught:
+            load_space(path)
+        assert str(caught.value) == f"{path}: {message}"
+
+
+def test_the_quick_space_is_valid() -> None:
+    space = load_space(QUICK)
+    assert space.parameters.keys() >= {
+        "optimizer.lr",
+        "optimizer.weight_decay",
+        "model.dropout",
+        "model.init",
+        "optimizer.name",
+        "augment.strength",
+    }
+
+
+Path_ = tuple[str, ...]
+
+
+def places(tree: dict[str, Any], path: Path_ = ()) -> list[Path_]:
+    """The path of every key in a tree."""
+    found = []
+    for key, value in tree.items():
+        found.append((*path, key))
+        if isinstance(value, dict):
+            found += places(value, (*path, key))
+    return found
+
+
+def edited(path: Path_, *, key: str | None = None, value: Any = None) -> str:
+    """The full file with one key renamed or one value replaced."""
+    tree = copy.deepcopy(FULL)
+    section = tree
+    for part in path[:-1]:
+        section = section[part]
+    if key is None:
+        section[path[-1]] = value
+    else:
+        section[key] = section.pop(path[-1])
+    return yaml.safe_dump(tree)
+
+
+@st.composite
+def misspelt(draw: st.DrawFn) -> tuple[Path_, str]:
+    """A key of the full file, and that key with one edit; cpus may become nearer to gpus."""
+    path = draw(st.sampled_from([p for p in places(FULL) if len(p[-1]) >= 4 and p[0] != "resources"]))
+    key = path[-1]
+    at = draw(st.integers(0, len(key) - 1))
+    letter = draw(st.sampled_from("abcdefghijklmnopqrstuvwxyz_"))
+    edits = [key[:at] + letter + key[at:], key[:at] + key[at + 1 :], key[:at] + letter + key[at + 1 :]]
+    return path, draw(st.sampled_from(edits).filter(lambda edit: edit != key))
+
+
+@given(misspelt())
+def test_a_misspelt_key_is_refused_with_the_right_suggestion(case: tuple[Path_, str]) -> None:
+    path, wrong = case
+    message = error(edited(path, key=wrong))
+    assert len(message.splitlines()) == 1
+    assert message.endswith(
+        f"{'.'.join((*path[:-1], wrong))}: unknown key; did you mean {path[-1]}?"
+    )
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["min", "max", "values", "when", "name"]), inner)
+    ),
+    max_leaves=5,
+)
+
+
+@given(st.sampled_from(places(FULL)), VALUES)
+def test_any_value_at_any_key_is_taken_or_refused_by_name(path: Path_, value: Any) -> None:
+    try:
+        space = parse_space(edited(path, value=value), source="f.yaml")
+    except UserError as refusal:
+        assert str(refusal).startswith("f.yaml:")
+        assert "Input" not in str(refusal) and "valid (" not in str(refusal)
+    else:
+        assert SearchSpace.model_validate(space.model_dump()) == space
+
+
+@given(st.text(st.sampled_from("ab:-*&!<[]{},#'\"|>?% \n\t10._"), max_size=40))
+def test_any_text_is_taken_or_refused(text: str) -> None:
+    assert error(text).startswith("f.yaml")
+
+
+def test_reading_a_space_needs_no_torch_and_no_time() -> None:
+    code = "import sys, cifartune.config; sys.exit(bool({'torch', 'numpy'} & sys.modules.keys()))"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=5)
