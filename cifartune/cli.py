@@ -50,9 +50,9 @@ def search(
     if name:
         RunFolder.check_name(runs, name)
     uri = _checked_uri(tracking_uri, runs)
-    root = _fetched(data_dir)
+    root = _prepared(data_dir)
     run = RunFolder.create(runs, space, name)
-    _run(space, run, root, uri)
+    _run(space, run, root, uri, new=True)
 
 
 @app.command()
@@ -71,7 +71,8 @@ def resume(
     if run.result.exists():
         raise UserError(f"{name} is finished: {run.result} holds its outcome")
     space = load_space(run.space_file)
-    _run(space, run, _fetched(data_dir), _checked_uri(tracking_uri, runs))
+    uri = _checked_uri(tracking_uri, runs)
+    _run(space, run, _prepared(data_dir), uri, new=False)
 
 
 @data_app.command()
@@ -120,27 +121,28 @@ def main() -> None:
         sys.exit(130)
 
 
-def _run(space: Any, run: Any, root: Path, uri: str) -> None:
+def _run(space: Any, run: Any, root: Path, uri: str, *, new: bool) -> None:
     from rich.console import Console
 
     from cifartune.errors import Interrupted, UserError
     from cifartune.search import Search
 
+    search = Search(
+        space,
+        run,
+        data_root=root,
+        tracking_uri=uri,
+        console=Console(),
+        command=" ".join(["cifartune", *sys.argv[1:]]),
+        started=_STARTED,
+    )
     try:
-        Search(
-            space,
-            run,
-            data_root=root,
-            tracking_uri=uri,
-            console=Console(),
-            command=" ".join(["cifartune", *sys.argv[1:]]),
-            started=_STARTED,
-        ).run()
+        search.run()
     except Interrupted:
         raise Interrupted(f"cifartune: stopped; go on with: cifartune resume {run.name}") from None
     except UserError:
-        if not run.trials.exists():  # nothing was trained: leave nothing half-made behind
-            shutil.rmtree(run.path, ignore_errors=True)
+        if new and not search.begun:  # leave nothing half-made behind
+            shutil.rmtree(run.path)
         raise
 
 
@@ -152,8 +154,25 @@ def _checked_uri(tracking_uri: str | None, runs: Path) -> str:
     return uri
 
 
+def _prepared(data_dir: Path | None) -> Path:
+    """The prepared images, fetched first where there are none.
+
+    The training images are enough to begin with: only the evaluation needs the others.
+    """
+    from cifartune.data import default_root, load_train
+    from cifartune.errors import UserError
+
+    if data_dir is None:
+        try:
+            load_train()
+            return default_root()
+        except UserError:
+            return _fetched(None)
+    return _fetched(data_dir)
+
+
 def _fetched(data_dir: Path | None) -> Path:
-    """The prepared images, fetched first where they are missing, with a progress bar."""
+    """All images, fetched with a progress bar where they are missing."""
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 

@@ -61,6 +61,8 @@ class Search:
         self._uri = tracking_uri
         self._command = command
         self._started = time.monotonic() if started is None else started
+        self.begun = False
+        """Whether a trial may have been started, so that there is something to keep."""
         self._stop = threading.Event()
         self._clock = Clock(run.clock)
 
@@ -146,6 +148,7 @@ class Search:
     def _run_trials(self, pool: "SlotPool") -> None:
         from cifartune.tuning.search import run_trials
 
+        self.begun = True
         budget = self.space.search.time_budget
         spent = self._clock.seconds.get("search", 0.0)
         with self._clock.time("search"):

@@ -1,13 +1,17 @@
 """What several tests train on: a slice of the real images where they are prepared."""
 
+import json
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 from hypothesis import settings
+from searches import QUICK, cifartune
 
 from cifartune.config import Recipe
-from cifartune.data import LabelledImages, load_train
+from cifartune.data import LabelledImages, default_root, load_train
+from cifartune.data.prepared import MARKER, is_prepared
 from cifartune.errors import UserError
 
 if TYPE_CHECKING:  # tests without torch stay fast
@@ -57,13 +61,48 @@ def recipe() -> Recipe:
     )
 
 
+@pytest.fixture(scope="session")
+def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Prepared training images for whole commands, without the test images beside them.
+
+    What runs on them proves that it can do without the test set.
+    """
+    root = tmp_path_factory.mktemp("train-only")
+    if is_prepared(default_root()):
+        for name in ("train_images.npy", "train_labels.npy", MARKER):
+            (root / name).symlink_to(default_root() / name)
+    else:
+        train = _generated(50_000)
+        np.save(root / "train_images.npy", train.images)
+        np.save(root / "train_labels.npy", train.labels)
+        marker = {"source": "generated", "fetched": "2026-01-01T00:00:00+00:00", "sha1": {}}
+        (root / MARKER).write_text(json.dumps(marker))
+    return root
+
+
+@pytest.fixture(scope="session")
+def smoke_run(tmp_path_factory: pytest.TempPathFactory, data_root: Path) -> Path:
+    """The folder of a finished smoke search, with what it printed in output.txt."""
+    folder = tmp_path_factory.mktemp("smoke")
+    result = cifartune(
+        "search", QUICK, "--smoke", cwd=folder, CIFARTUNE_DATA=str(data_root), timeout=280
+    )
+    assert result.returncode == 0, result.stderr
+    run = folder / "runs" / "quick-smoke"
+    (run / "output.txt").write_text(result.stdout)
+    return run
+
+
 def _generated(count: int) -> LabelledImages:
     """Noise over a colour and a stripe direction for each class: easy to learn, but not at once."""
     random = np.random.default_rng(0)
     labels = random.integers(0, 10, count).astype(np.uint8)
     y, x = np.mgrid[:32, :32] / 32
-    angle = labels[:, None, None] * np.pi / 10
+    angle = np.arange(10)[:, None, None] * np.pi / 10
     waves = 40 * np.sin(12 * (x * np.cos(angle) + y * np.sin(angle)))
-    colours = random.uniform(90, 170, (10, 3))[labels]
-    pixels = colours[:, :, None, None] + waves[:, None] + random.normal(0, 25, (count, 3, 32, 32))
-    return LabelledImages(pixels.clip(0, 255).astype(np.uint8), labels)
+    colours = random.uniform(90, 170, (10, 3))
+    means = (colours[:, :, None, None] + waves[:, None]).astype(np.float32)
+    pixels = random.standard_normal((count, 3, 32, 32), dtype=np.float32)
+    pixels *= 25
+    pixels += means[labels]
+    return LabelledImages(pixels.clip(0, 255, out=pixels).astype(np.uint8), labels)

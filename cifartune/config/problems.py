@@ -37,7 +37,7 @@ def describe(error: ValidationError, model: type[BaseModel], data: Any) -> dict[
     for detail in error.errors():
         found.setdefault(_where(detail, data), []).append(detail)
     meant = {
-        where: nearest(str(where[-1]), _keys_at(model, where[:-1]))
+        where: nearest(str(where[-1]), _keys_left(model, data, where[:-1]))
         for where, details in found.items()
         if details[0]["type"] == "extra_forbidden"
     }
@@ -143,14 +143,15 @@ def _shown(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else _short.repr(value)
 
 
-def _keys_at(model: type[BaseModel], where: Where) -> list[str]:
-    """The valid keys of the section at `where`, and below it with dots."""
+def _keys_left(model: type[BaseModel], data: Any, where: Where) -> list[str]:
+    """The valid keys that the section at `where` does not have yet, and those below with dots."""
     models = [model]
     for part in where:
+        data = data[part]
         fields = [found.model_fields[str(part)] for found in models if part in found.model_fields]
         # A part that is no field is a key of a dictionary: its value is what the models describe.
         models = [below for field in fields for below in _models(field.annotation)] or models
-    return [key for found in models for key in _keys(found)]
+    return [key for found in models for key in _keys(found) if key not in data]
 
 
 def _keys(model: type[BaseModel]) -> Iterator[str]:

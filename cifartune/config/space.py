@@ -73,7 +73,7 @@ class SearchSpec(Section):
     num_trials: int = Field(64, ge=1, le=100_000, description="Trials, the baseline included.")
     seed: int = Field(0, ge=0, lt=2**32, description="The one seed behind every random draw.")
     max_concurrent: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
-    time_budget: Annotated[float | None, BeforeValidator(_seconds), Field(gt=0)] = Field(
+    time_budget: Annotated[Annotated[float, Field(gt=0)] | None, BeforeValidator(_seconds)] = Field(
         None, description="Time after which no trial is started or continued: 90s, 30m, 2h."
     )
 

@@ -259,8 +259,8 @@ class MlflowTracker(Observer):
 
         mlflow.set_tracking_uri(self.uri)
         signature = ModelSignature(
-            inputs=Schema([TensorSpec(np.dtype("uint8"), (-1, 32, 32, 3), "images")]),
-            outputs=Schema([TensorSpec(np.dtype("float32"), (-1, 10), "probabilities")]),
+            inputs=Schema([TensorSpec(np.dtype("uint8"), (-1, 32, 32, 3))]),
+            outputs=Schema([TensorSpec(np.dtype("float32"), (-1, 10))]),
         )
         with mlflow.start_run(run_id=self._ids["search"]):
             mlflow.pyfunc.log_model(

@@ -29,12 +29,16 @@ class Board:
         self._waiting: deque[_Entry] = deque()
         self._idle: dict[int, asyncio.Future[Job | None]] = {}
         self._closed = False
+        self._abandoned: Failed | None = None
 
     async def submit(self, job: Job) -> None:
         """Puts a job on the board; the next free slot takes it."""
         entry = self._entries[job.id] = _Entry(job)
-        self._waiting.append(entry)
-        self._match()
+        if self._abandoned:
+            entry.messages.put_nowait(self._abandoned)
+        else:
+            self._waiting.append(entry)
+            self._match()
 
     async def next(self, job_id: str) -> Message:
         """Asks for the job's next epoch and waits for its message."""
@@ -99,8 +103,9 @@ class Board:
     async def abandon(self, reason: str) -> None:
         """No slot is left: every job on the board fails, and every later one."""
         self._closed = True
+        self._abandoned = Failed("slot_lost", reason)
         for entry in self._entries.values():
-            entry.messages.put_nowait(Failed("slot_lost", reason))
+            entry.messages.put_nowait(self._abandoned)
 
     async def close(self) -> None:
         """Lets every slot end: those at work after the epoch under way."""

@@ -1,0 +1,22 @@
+"""Running the real command in tests."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+QUICK = Path(__file__).parent.parent / "search_spaces" / "quick.yaml"
+
+
+def cifartune(
+    *arguments: str | Path, cwd: Path, timeout: float = 200, **environment: str
+) -> "subprocess.CompletedProcess[str]":
+    """Runs the command line in a process of its own, on a terminal of 80 columns."""
+    return subprocess.run(
+        [sys.executable, "-m", "cifartune", *map(str, arguments)],
+        cwd=cwd,
+        env={**os.environ, "COLUMNS": "80", **environment},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
