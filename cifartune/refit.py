@@ -131,18 +131,19 @@ def _candidate(
     recipe: Recipe,
     folds: int,
 ) -> Candidate:
+    from scipy.special import softmax  # a second to import, with scikit-learn
+    from sklearn.metrics import log_loss
+
     logits = out_of_fold_logits(run, splits, number, folds)
     used = splits.fold >= 0
     correct = logits.argmax(1) == labels
-    shifted = logits[used] - logits[used].max(1, keepdims=True)
-    log_probabilities = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
-    loss = -log_probabilities[np.arange(used.sum()), labels[used]].mean()
+    probabilities = softmax(logits[used].astype(np.float64), axis=1)
     return Candidate(
         number=number,
         recipe=recipe,
         accuracy=Accuracy.of(int(correct[used].sum()), int(used.sum())),
         fold_accuracies=[float(correct[splits.fold == fold].mean()) for fold in range(folds)],
-        loss=float(loss),
+        loss=float(log_loss(labels[used], probabilities, labels=np.arange(10))),
         weights=[run.fold(number, fold) / WEIGHTS for fold in range(folds)],
     )
 

@@ -1,6 +1,7 @@
 """What several tests train on: a slice of the real images where they are prepared."""
 
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,12 @@ if TYPE_CHECKING:  # tests without torch stay fast
 # The same examples at every run, however slow the machine is at the moment.
 settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=50)
 settings.load_profile("repeatable")
+
+
+def pytest_collection_finish() -> None:
+    """Small tensors gain nothing by threads, and lose much where others use the cores too."""
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -84,7 +84,7 @@ class _Loader(yaml.SafeLoader):
     """
 
     yaml_implicit_resolvers = {  # noqa: RUF012
-        None: [(_TAG + kind, re.compile(rf"({form})\Z")) for kind, form in _WORDS.items()]
+        None: [(_TAG + kind, re.compile(rf"({form})\Z", re.ASCII)) for kind, form in _WORDS.items()]
     }
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:

@@ -9,7 +9,7 @@ def trials_frame(study: TrialStudy) -> pd.DataFrame:
     """One row a trial: number, state, epochs, values, failure, metrics, then the recipe's fields.
 
     The recipe's columns have their dotted names; `value` is the objective at the last epoch, and
-    `seconds` the time that the slot spent on the trial's last epoch.
+    `seconds` the time of all the trial's epochs.
     """
     rows = []
     for trial in study.trials:

@@ -77,10 +77,9 @@ class Progress(Observer):
 
     def trial_ended(self, trial: FrozenTrial) -> None:
         row = self._rows[trial.number]
-        failure = trial.user_attrs.get("failure")
-        row.state = failure or {"COMPLETE": "complete", "PRUNED": "stopped"}.get(
-            trial.state.name, "failed"
-        )
+        ends = {"COMPLETE": "complete", "PRUNED": "stopped", "FAIL": "failed"}
+        failure = str(trial.user_attrs.get("failure", ""))
+        row.state = failure.replace("_", " ") or ends[trial.state.name]
         message = trial.user_attrs.get("message")
         self._line(f"trial {trial.number:3}  {row.state}" + (f": {message}" if message else ""))
 
@@ -163,7 +162,8 @@ SHORT = {
     "optimizer.momentum": "mom",
     "model.name": "model",
     "augment.strength": "augm",
-    "val_accuracy": "val acc",
+    "model.dropout": "drop",
+    "val_accuracy": "valid",
     "label_smoothing": "smooth",
 }
 
@@ -179,5 +179,5 @@ def show(metric: str, value: float) -> str:
 
 
 def show_value(value: Any) -> str:
-    """A recipe value for people: three significant digits."""
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    """A recipe value for people: two significant digits."""
+    return f"{value:.2g}" if isinstance(value, float) else str(value)

@@ -2,7 +2,6 @@
 
 import gc
 import io
-import time
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -30,17 +29,16 @@ def run_job(job: Job, report: Callable[[EpochResult], bool]) -> dict[str, Any] |
 
     Args:
         job: The recipe, its split and its folder.
-        report: Gets each epoch's result, and says whether to go on. The checkpoint of an epoch is
-            written before the next begins.
+        report: Gets each epoch's result, and says whether to go on. If so, the epoch's checkpoint
+            is written and the next epoch begins.
 
     Returns:
-        Facts about the run: parameters, precision, device, threads and seconds; None if `report`
-        ended it early.
+        Facts about the run: parameters, precision, device and threads; None if `report` ended it
+        early, in which case its last checkpoint is left.
 
     Raises:
         TrainingFailure: The recipe failed.
     """
-    start = time.perf_counter()
     device = choose_device()
     trainer = Trainer(job.recipe, _split(job, device), device=device)
     checkpoint = job.folder / CHECKPOINT
@@ -54,6 +52,7 @@ def run_job(job: Job, report: Callable[[EpochResult], bool]) -> dict[str, Any] |
                 _save_checkpoint(trainer, checkpoint)
         if job.fold is not None:
             _save_outputs(job, trainer)
+        checkpoint.unlink(missing_ok=True)
     finally:
         parameters = sum(p.numel() for p in trainer.network.parameters())
         precision = trainer.precision
@@ -66,7 +65,6 @@ def run_job(job: Job, report: Callable[[EpochResult], bool]) -> dict[str, Any] |
         "precision": precision,
         "device": device.type,
         "threads": torch.get_num_threads(),
-        "seconds": time.perf_counter() - start,
     }
 
 

@@ -1,5 +1,6 @@
 """The search itself: Ray Tune drives the trials, the study proposes, ASHA stops."""
 
+import shutil
 import threading
 import time
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from ray import tune
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from cifartune.config import Choice, Range
+from cifartune.config.parameters import largest
 from cifartune.events import Observer
 from cifartune.tuning.messages import Failed
 from cifartune.tuning.slots import SlotPool
@@ -54,8 +55,6 @@ def run_trials(
     tuner = tune.Tuner(
         trainable,
         tune_config=tune.TuneConfig(
-            metric=_tune_metric(study),
-            mode=study.space.objective.mode,
             search_alg=_Proposals(study),
             scheduler=_scheduler(study),
             num_samples=-1,
@@ -67,7 +66,7 @@ def run_trials(
             name="tune",
             storage_path=str(pool.storage),
             stop=stopper,
-            callbacks=[_Ledger(study, observers)],
+            callbacks=[_Ledger(study, observers, folder)],
             # The slots write the checkpoints of the trials.
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             verbose=0,
@@ -128,10 +127,13 @@ def _scheduler(study: TrialStudy) -> TrialScheduler:
     epochs = study.space.parameters.get("epochs")
     return _StudyAsha(
         study,
+        # Not left to Tune, which would tell them after the rungs are rebuilt.
+        metric=_tune_metric(study),
+        mode=study.space.objective.mode,
         time_attr="epoch",
         grace_period=settings.grace_period,
         reduction_factor=settings.reduction_factor,
-        max_t=_largest(epochs) if epochs else study.space.base.epochs,
+        max_t=largest(epochs) if epochs else study.space.base.epochs,
     )
 
 
@@ -168,9 +170,11 @@ class _StudyAsha(_Unpickled, AsyncHyperBandScheduler):
 class _Ledger(_Unpickled, tune.Callback):
     """Writes each event to the study before Tune acts on it, then tells the observers."""
 
-    def __init__(self, study: TrialStudy, observers: Sequence[Observer]) -> None:
+    def __init__(self, study: TrialStudy, observers: Sequence[Observer], folder: Path) -> None:
         self._study = study
         self._observers = observers
+        self._folder = folder
+        self._seconds: dict[int, float] = {}
         self._metric = study.space.objective.metric
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -190,23 +194,28 @@ class _Ledger(_Unpickled, tune.Callback):
         epoch = result["epoch"]
         metrics = result["metrics"]
         self._study.record(number, epoch, metrics[self._metric])
+        self._seconds[number] = self._seconds.get(number, 0.0) + metrics["seconds"]
         for observer in self._observers:
             observer.epoch_ended(number, epoch, metrics)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         number, result = trial.config["number"], trial.last_result
         if "failure" not in result:
-            self._study.annotate(number, result["metrics"])
+            self._study.annotate(number, {**result["metrics"], "seconds": self._seconds[number]})
             if "facts" in result:
                 self._study.annotate(number, result["facts"])
                 self._study.complete(number)
             else:
                 self._study.prune(number)
-        _tell_end(self._observers, self._study, number)
+        self._close(number)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         number = trial.config["number"]
         self._study.fail(number, "error", str(trial.get_error() or "the trial's process died"))
+        self._close(number)
+
+    def _close(self, number: int) -> None:
+        shutil.rmtree(self._folder / str(number), ignore_errors=True)  # its checkpoint
         _tell_end(self._observers, self._study, number)
 
 
@@ -239,10 +248,6 @@ def _dirname(trial: Any) -> str:
 def _tune_metric(study: TrialStudy) -> str:
     """The objective's name in Tune's flattened results."""
     return f"metrics/{study.space.objective.metric}"
-
-
-def _largest(parameter: Range | Choice) -> int:
-    return int(parameter.max if isinstance(parameter, Range) else max(map(int, parameter.values)))
 
 
 def _tell_end(observers: Sequence[Observer], study: TrialStudy, number: int) -> None:

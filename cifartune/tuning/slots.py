@@ -14,7 +14,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from cifartune.config.space import ResourceSpec
-from cifartune.errors import Interrupted
+from cifartune.errors import Interrupted, UserError
 from cifartune.tuning.board import Board
 from cifartune.tuning.messages import RETRIES, Failed, Finished, Job, Message, Progress
 
@@ -52,6 +52,9 @@ class SlotShape:
         With GPUs: a slot for each, with an equal share of the cores. Without: two cores a slot,
         for a convolution on two cores is nearly twice as fast as on one, and a search with fewer
         slots stops bad trials sooner.
+
+        Raises:
+            UserError: One slot wants more than there is.
         """
         have: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
         cores, devices = have.get("CPU", 1.0), have.get("GPU", 0.0)
@@ -62,6 +65,12 @@ class SlotShape:
             cpus = max(1.0, cores // max(1, devices // gpus))
         else:
             cpus = min(2.0, cores)
+        for key, want, there in (("cpus", cpus, cores), ("gpus", gpus, devices)):
+            if want > there:
+                raise UserError(
+                    f"resources.{key}: {want:g} wanted for a trial, but Ray has {there:g} here; "
+                    "lower it, or leave it out"
+                )
         count = min(cores // cpus, devices // gpus if gpus else cores)
         if isinstance(max_concurrent, int):
             count = min(count, max_concurrent)
@@ -107,6 +116,8 @@ class SlotPool:
         trace: TracebackType | None,
     ) -> None:
         self._closing.set()
+        if kind is KeyboardInterrupt:
+            return  # at once: what still runs ends with Ray
         with suppress(ray.exceptions.RayError):
             ray.get(self.board.close.remote())
         for thread in self._threads:

@@ -12,9 +12,8 @@ from optuna.storages import BaseStorage, InMemoryStorage, RDBStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from cifartune.config import Range, Recipe, SearchSpace
+from cifartune.config import Choice, Range, Recipe, SearchSpace
 from cifartune.config.recipe import recipe_fields
-from cifartune.config.space import Choice
 from cifartune.seeds import derive_seed
 
 # The study's own methods draw parameters one transaction at a time; the storage's do it in one.

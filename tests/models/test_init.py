@@ -1,0 +1,65 @@
+import math
+from typing import get_args
+
+import pytest
+import torch
+from torch import nn
+
+from cifartune.config.recipe import Init, ModelRecipe
+from cifartune.models import build_model
+from cifartune.models.init import apply_init
+
+SCHEMES = [scheme for scheme in get_args(Init) if scheme != "default"]
+
+
+def fans(weight: torch.Tensor) -> tuple[int, int]:
+    """Fan-in and fan-out of a weight."""
+    field = weight[0, 0].numel()
+    return weight.shape[1] * field, weight.shape[0] * field
+
+
+@pytest.mark.parametrize("name", ["resnet18", "speednet_small"])
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_every_trainable_weight_follows_the_scheme(scheme: Init, name: str) -> None:
+    torch.manual_seed(0)
+    network = build_model(ModelRecipe.model_validate({"name": name, "init": scheme}))
+    layers = [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    drawn = [layer for layer in layers if layer.weight.requires_grad]
+    assert len(drawn) >= 7
+    for layer in drawn:
+        weight = layer.weight.detach()
+        fan_in, fan_out = fans(weight)
+        if scheme == "orthogonal":
+            matrix = weight.flatten(1)
+            matrix = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+            torch.testing.assert_close(matrix @ matrix.T, torch.eye(len(matrix)), atol=1e-4, rtol=0)
+            continue
+        variance = 2 / fan_in if scheme.startswith("kaiming") else 2 / (fan_in + fan_out)
+        tolerance = 8 / math.sqrt(weight.numel())
+        assert weight.var().item() == pytest.approx(variance, rel=tolerance)
+        if scheme.endswith("uniform"):
+            assert weight.abs().max().item() <= math.sqrt(3 * variance) * 1.0001
+        else:
+            assert weight.abs().max().item() > math.sqrt(3 * variance)
+        assert layer.bias is None or not layer.bias.any()
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_frozen_weights_and_norms_are_left_alone(scheme: Init) -> None:
+    network = build_model(ModelRecipe(name="speednet_small"))
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    apply_init(network, scheme)
+    changed = {
+        name for name, value in network.state_dict().items() if not torch.equal(value, before[name])
+    }
+    assert changed == {
+        "head.weight",
+        *(f"stages.{stage}.conv{conv}.weight" for stage in range(3) for conv in (1, 2)),
+    }
+
+
+def test_default_changes_nothing() -> None:
+    network = build_model(ModelRecipe(name="speednet_small"))
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    apply_init(network, "default")
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())

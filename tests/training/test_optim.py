@@ -1,0 +1,111 @@
+import math
+from typing import Literal
+
+import pytest
+import torch
+from torch import nn
+
+from cifartune.config.recipe import ModelRecipe, OptimizerRecipe, ScheduleRecipe
+from cifartune.models import build_model
+from cifartune.training.optim import WARMUP_START, build_optimizer, lr_factor
+
+OptimizerName = Literal["sgd", "adamw", "muon"]
+ScheduleName = Literal["one_cycle", "cosine"]
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return build_model(ModelRecipe(name="speednet_small"))
+
+
+def step(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    optimizer.zero_grad()
+    torch.manual_seed(0)
+    model(torch.randn(4, 3, 16, 16)).square().sum().backward()
+    optimizer.step()
+
+
+def test_sgd_is_nesterov() -> None:
+    optimizer = build_optimizer(network(), OptimizerRecipe(name="sgd", momentum=0.7))
+    assert isinstance(optimizer, torch.optim.SGD)
+    for group in optimizer.param_groups:
+        assert group["nesterov"] and group["momentum"] == 0.7 and group["dampening"] == 0
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw", "muon"])
+def test_no_momentum_is_no_error(name: OptimizerName) -> None:
+    model = network()
+    step(model, build_optimizer(model, OptimizerRecipe(name=name, momentum=0)))
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+@pytest.mark.parametrize("name", ["sgd", "adamw", "muon"])
+def test_weight_decay_spares_norms_and_biases(name: OptimizerName, decay: float) -> None:
+    model = network()
+    optimizer = build_optimizer(model, OptimizerRecipe(name=name, weight_decay=decay))
+    decays = {
+        id(weight): group["weight_decay"]
+        for group in optimizer.param_groups
+        for weight in group["params"]
+    }
+    for weight in model.parameters():
+        if weight.requires_grad:
+            assert decays.pop(id(weight)) == (decay if weight.ndim > 1 else 0)
+    assert not decays  # nothing frozen
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw", "muon"])
+def test_the_rate_scales_every_weights_step(name: OptimizerName) -> None:
+    """Muon's fallback too: the schedule sets `lr` in the groups."""
+    changes = []
+    for rate in (0.01, 0.005):
+        model = network()
+        recipe = OptimizerRecipe(name=name, lr=0.1, weight_decay=0)
+        optimizer = build_optimizer(model, recipe)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        before = {n: w.detach().clone() for n, w in model.named_parameters() if w.requires_grad}
+        step(model, optimizer)
+        after = dict(model.named_parameters())
+        changes.append({n: after[n].detach() - w for n, w in before.items()})
+    for weight, change in changes[0].items():
+        assert change.abs().max() > 0, weight
+        torch.testing.assert_close(change, 2 * changes[1][weight], atol=1e-6, rtol=1e-2)
+
+
+def test_muon_orthogonalises_matrices_and_leaves_vectors_to_adamw() -> None:
+    model = network()
+    recipe = OptimizerRecipe(name="muon", lr=0.1, weight_decay=0)
+    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    optimizer = build_optimizer(model, recipe)
+    step(model, optimizer)
+    for name, weight in model.named_parameters():
+        if not weight.requires_grad:
+            assert torch.equal(weight, before[name])
+            continue
+        assert ("momentum_buffer" in optimizer.state[weight]) == (weight.ndim > 1)
+        assert ("exp_avg" in optimizer.state[weight]) == (weight.ndim == 1)
+    change = (model.get_parameter("head.weight").detach() - before["head.weight"]) / 0.1
+    # Four images give a gradient of rank four; the scale is that of AdamW's updates.
+    singular = torch.linalg.svdvals(change)[:4]
+    torch.testing.assert_close(singular, torch.full((4,), 0.2 * math.sqrt(128)), rtol=0.03, atol=0)
+
+
+@pytest.mark.parametrize("name", ["one_cycle", "cosine"])
+def test_the_schedule_rises_to_the_peak_and_falls_to_zero(name: ScheduleName) -> None:
+    recipe = ScheduleRecipe(name=name, warmup=0.25)
+    factors = [lr_factor(recipe, step / 1000) for step in range(1000)]
+    assert factors[0] == WARMUP_START
+    assert factors[250] == max(factors) == 1
+    assert factors[125] == pytest.approx((1 + WARMUP_START) / 2)
+    assert factors[:251] == sorted(factors[:251])
+    assert factors[250:] == sorted(factors[250:], reverse=True)
+    assert 0 < factors[-1] < 0.01
+    assert factors[625] == pytest.approx(0.5)
+
+
+def test_the_fall_is_a_line_or_half_a_cosine() -> None:
+    line, curve = (ScheduleRecipe(name=name, warmup=0) for name in ("one_cycle", "cosine"))
+    for progress in (0.0, 0.1, 0.25, 0.7):
+        assert lr_factor(line, progress) == pytest.approx(1 - progress)
+        assert lr_factor(curve, progress) == pytest.approx((1 + math.cos(math.pi * progress)) / 2)
