@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--space", type=Path, default=ROOT / "search_spaces" / "quick.yaml")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/quick_search.json")
     options = parser.parse_args()
-    measured = measure(options.space, smoke=options.smoke)
+    measured = measure(options.space.resolve(), smoke=options.smoke)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(measured, indent=2) + "\n")
     print(f"written to {options.out}")
@@ -64,7 +64,8 @@ def measure(space: Path, *, smoke: bool) -> dict[str, Any]:
     return {
         "command": f"cifartune search search_spaces/{space.name}" + " --smoke" * smoke,
         "date": datetime.date.today().isoformat(),
-        "commit": _git("rev-parse", "--short", "HEAD") + "+" * bool(_git("status", "--porcelain")),
+        "commit": _git("rev-parse", "--short", "HEAD")
+        + "+" * bool(_git("status", "--porcelain", "-uno")),
         "seconds_on_the_screen": seen,
         "result": result,
     }
