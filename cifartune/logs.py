@@ -1,20 +1,30 @@
 """Libraries' own messages go to a file, which is named on the screen, and not to the terminal."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 LOGGERS = ("cifartune", "ray", "ray.tune", "ray.train", "ray.data", "mlflow", "alembic")
 
 
-def log_to(path: Path) -> None:
-    """Sends the messages of Ray, MLflow and this package to `path` alone.
+@contextmanager
+def log_to(path: Path) -> Iterator[None]:
+    """Sends the messages of Ray, MLflow and this package to `path` alone, for the `with` block.
 
-    Ray and MLflow give their loggers handlers when they are imported: call this after that.
+    Ray gives its loggers handlers when it is imported: import it first.
     """
     handler = logging.FileHandler(path)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    for name in LOGGERS:
-        logger = logging.getLogger(name)
-        logger.handlers = [handler]
-        logger.propagate = False
-        logger.setLevel(logging.INFO)
+    loggers = [logging.getLogger(name) for name in LOGGERS]
+    before = [(logger.handlers, logger.propagate, logger.level) for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.handlers, logger.propagate = [handler], False
+            logger.setLevel(logging.INFO)
+        yield
+    finally:
+        for logger, (handlers, propagate, level) in zip(loggers, before, strict=True):
+            logger.handlers, logger.propagate = handlers, propagate
+            logger.setLevel(level)
+        handler.close()

@@ -18,11 +18,12 @@ from cifartune.data.splits import Splits, make_splits
 from cifartune.errors import Interrupted, UserError
 from cifartune.files import write_atomically
 from cifartune.interrupt import ctrl_c
+from cifartune.logs import log_to
 from cifartune.report.terminal import Progress
 from cifartune.runs import RunFolder
 from cifartune.statistics import Accuracy
 from cifartune.tracking import MlflowTracker
-from cifartune.tuning.cluster import cluster
+from cifartune.tuning.cluster import cluster, load_ray
 from cifartune.tuning.study import TrialStudy, sqlite_url
 
 if TYPE_CHECKING:  # torch and ray are loaded while Ray's processes start
@@ -80,7 +81,9 @@ class Search:
         run = self.run_folder
         try:
             with FileLock(run.lock, timeout=0):
-                return self._run()
+                load_ray()
+                with log_to(run.log):
+                    return self._run()
         except Timeout:
             raise UserError(f"{run.path}: another process is running this search") from None
 
@@ -112,7 +115,7 @@ class Search:
     def _slots(self) -> Iterator["SlotPool"]:
         """Ray and the warm slots, and meanwhile the splits and the tracking store."""
         run, space = self.run_folder, self.space
-        with cluster(run.log) as dashboard:
+        with cluster() as dashboard:
             from cifartune.tuning.slots import SlotPool, SlotShape
 
             shape = SlotShape.choose(space.resources, space.search.max_concurrent)

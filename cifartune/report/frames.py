@@ -6,7 +6,7 @@ from cifartune.tuning.study import TrialStudy
 
 
 def trials_frame(study: TrialStudy) -> pd.DataFrame:
-    """One row a trial: number, state, epochs, values, failure, metrics, then the recipe's fields.
+    """One row a trial: number, state, value, failure, metrics and facts, then the recipe's fields.
 
     The recipe's columns have their dotted names; `value` is the objective at the last epoch, and
     `seconds` the time of all the trial's epochs.
@@ -19,7 +19,7 @@ def trials_frame(study: TrialStudy) -> pd.DataFrame:
             {
                 "trial": trial.number,
                 "state": trial.state.name,
-                "epochs": max(epochs, default=0),
+                "trained_epochs": max(epochs, default=0),
                 "value": epochs[max(epochs)] if epochs else None,
                 "failure": trial.user_attrs.get("failure"),
                 "message": trial.user_attrs.get("message"),

@@ -19,7 +19,6 @@ from cifartune import __version__
 from cifartune.config import Recipe
 from cifartune.errors import UserError
 from cifartune.events import Observer
-from cifartune.logs import log_to
 from cifartune.runs import RunFolder
 from cifartune.tuning.study import is_feasible
 
@@ -28,11 +27,12 @@ logger = logging.getLogger(__name__)
 EXPERIMENT = "cifartune"
 ANSWER_SECONDS = 5.0
 
-# No telemetry, no minutes of retries before an error is told, no bars over our own table.
+# No telemetry, no minutes of retries before an error is told, nothing over our own table.
 ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "MLFLOW_CONFIGURE_LOGGING": "false",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
 
@@ -189,7 +189,6 @@ class MlflowTracker(Observer):
     def _open(self) -> None:
         from mlflow import MlflowClient
 
-        log_to(self._run.log)
         # Two processes that make the same new SQLite store at once would destroy it.
         with FileLock(self._run.path.parent / ".mlflow.lock"):
             self._client = MlflowClient(self.uri)

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 
 from cifartune.tuning.messages import Failed, Job, Message, Progress
 
+_STOPPED = Failed("stopped", "the job was stopped")
+
 
 @dataclass(eq=False)
 class _Entry:
@@ -42,15 +44,17 @@ class Board:
 
     async def next(self, job_id: str) -> Message:
         """Asks for the job's next epoch and waits for its message."""
-        entry = self._entries[job_id]
+        entry = self._entries.get(job_id)
+        if entry is None:
+            return _STOPPED
         if not entry.asked:
             entry.asked = True
             entry.verdict.put_nowait(True)
         message = await entry.messages.get()
         if isinstance(message, Progress):
             entry.asked = False
-        else:
-            self._entries.pop(job_id, None)
+        elif self._entries.get(job_id) is entry:  # and not a later job of the same id
+            del self._entries[job_id]
         return message
 
     async def stop(self, job_id: str) -> None:
@@ -59,7 +63,7 @@ class Board:
         if entry is not None:
             entry.verdict.put_nowait(False)
             # Whoever still waits for the job hears of it at once, not when the epoch is over.
-            entry.messages.put_nowait(Failed("stopped", "the job was stopped"))
+            entry.messages.put_nowait(_STOPPED)
             if entry in self._waiting:
                 self._waiting.remove(entry)
 

@@ -5,8 +5,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-
-from cifartune.logs import log_to
+from types import ModuleType
 
 ENVIRONMENT = {
     # Ask for results often: Train's controllers look for them every two seconds by default.
@@ -30,32 +29,25 @@ ENVIRONMENT = {
 }
 
 
-def configure() -> None:
-    """Sets Ray's environment variables where the user has not; before Ray is first imported."""
+def load_ray() -> ModuleType:
+    """Imports Ray with our environment variables, where the user has set no others."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    import ray
+    import ray.tune
+
+    return ray
 
 
 @contextmanager
-def cluster(log: Path) -> Iterator[str]:
+def cluster() -> Iterator[str]:
     """A Ray cluster on this machine for the `with` block, with its dashboard.
-
-    Args:
-        log: Where Ray's and MLflow's messages go, in place of the terminal.
 
     Yields:
         The dashboard's address, or an empty string where it did not start.
     """
-    configure()
-    import ray
-    import ray.tune
-
-    log_to(log)
-    context = ray.init(
-        include_dashboard=True,
-        log_to_driver=False,
-        logging_level=logging.WARNING,
-    )
+    ray = load_ray()
+    context = ray.init(include_dashboard=True, log_to_driver=False, logging_level=logging.WARNING)
     _protect_token()
     try:
         url = context.dashboard_url

@@ -62,7 +62,7 @@ def run_job(job: Job, report: Callable[[EpochResult], bool]) -> dict[str, Any] |
             torch.cuda.empty_cache()
     return {
         "params": parameters,
-        "precision": precision,
+        "resolved_precision": precision,
         "device": device.type,
         "threads": torch.get_num_threads(),
     }

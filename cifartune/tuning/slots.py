@@ -62,7 +62,7 @@ class SlotShape:
         if wanted.cpus != "auto":
             cpus = wanted.cpus
         elif gpus:
-            cpus = max(1.0, cores // max(1, devices // gpus))
+            cpus = max(1.0, cores // max(1, _shares(devices, gpus)))
         else:
             cpus = min(2.0, cores)
         for key, want, there in (("cpus", cpus, cores), ("gpus", gpus, devices)):
@@ -71,10 +71,10 @@ class SlotShape:
                     f"resources.{key}: {want:g} wanted for a trial, but Ray has {there:g} here; "
                     "lower it, or leave it out"
                 )
-        count = min(cores // cpus, devices // gpus if gpus else cores)
+        count = min(_shares(cores, cpus), _shares(devices, gpus) if gpus else int(cores))
         if isinstance(max_concurrent, int):
             count = min(count, max_concurrent)
-        return cls(max(1, int(count)), cpus, gpus)
+        return cls(max(1, count), cpus, gpus)
 
 
 class SlotPool:
@@ -231,6 +231,11 @@ def slot_loop(config: dict[str, Any]) -> None:
         except Exception as error:  # a defect in one recipe's path must not take the slot with it
             message = Failed("error", f"{type(error).__name__}: {_first_line(error)}")
         ray.get(board.end.remote(job.id, message))
+
+
+def _shares(there: float, share: float) -> int:
+    """How often `share` fits into `there`: five times 0.2 into 1, which `//` denies."""
+    return int(there / share + 1e-9)
 
 
 def _first_line(error: BaseException) -> str:

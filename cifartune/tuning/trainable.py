@@ -44,7 +44,9 @@ class Trial(tune.Trainable):
             self._last = {"epoch": message.epoch, "metrics": message.metrics}
             if message.epoch < self._job.recipe.epochs:
                 return self._last
-            message = self._next()
+            # Finished comes next, unless the slot dies just then: another repeats epochs first.
+            while isinstance(message, Progress):
+                message = self._next()
         if isinstance(message, Finished):
             return {**self._last, "done": True, "facts": message.facts}
         return {**self._last, "done": True, "failure": message}
