@@ -10,7 +10,7 @@ from rich.table import Table
 from cifartune.config import Recipe, SearchSpace
 from cifartune.refit import Candidate
 from cifartune.report.machine import hardware, versions
-from cifartune.report.terminal import short, show, show_value
+from cifartune.report.tables import Row, show_value, trials_table
 from cifartune.statistics import Accuracy
 from cifartune.tuning.study import TrialStudy, is_feasible
 
@@ -73,11 +73,11 @@ def changes(base: Recipe, recipe: Recipe, space: SearchSpace) -> dict[str, list[
 
 def print_summary(result: dict[str, Any], study: TrialStudy, console: Console) -> None:
     """Prints leaderboard, winner, accuracies, time, and where to look further."""
-    console.print()
+    console.print("\n[bold]Leaderboard[/]")
     console.print(_leaderboard(study))
     number, trials = result["winner_trial"], result["trials"]
     console.print(
-        f"{trials['total']} trials: {trials['complete']} complete, {trials['pruned']} stopped "
+        f"\n{trials['total']} trials: {trials['complete']} complete, {trials['pruned']} stopped "
         f"early, of them {trials['infeasible']} infeasible; {trials['failed']} failed.\n",
         highlight=False,
     )
@@ -105,28 +105,19 @@ def print_summary(result: dict[str, Any], study: TrialStudy, console: Console) -
 
 
 def _leaderboard(study: TrialStudy) -> Table:
-    metric = study.space.objective.metric
-    table = Table(title="Leaderboard", title_justify="left", box=None, padding=(0, 1, 0, 0))
-    for name in ("trial", "state", "epoch", short(metric)):
-        table.add_column(name, justify="left" if name == "state" else "right", no_wrap=True)
-    for name in study.space.parameters:
-        table.add_column(short(name), no_wrap=True, overflow="ellipsis", min_width=4)
+    ends = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "stopped"}
+    rows = []
     for trial in study.best(LEADERBOARD):
-        epoch = max(trial.intermediate_values)
-        values = study.recipe(trial).flat()
-        table.add_row(
-            str(trial.number) + (" (baseline)" if trial.number == 0 else ""),
-            "complete" if trial.state is TrialState.COMPLETE else "stopped",
-            str(epoch),
-            show(metric, trial.intermediate_values[epoch]),
-            *(show_value(values[name]) for name in study.space.parameters),
-        )
-    return table
+        recipe = study.recipe(trial)
+        epoch, value = max(trial.intermediate_values.items())
+        state = ends.get(trial.state, "unfinished")
+        rows.append(Row(trial.number, recipe.flat(), recipe.epochs, state, epoch, value))
+    return trials_table(study.space.objective.metric, list(study.space.parameters), rows)
 
 
 def show_time(seconds: float) -> str:
     """A duration for people."""
-    if seconds < 60:
+    if round(seconds) < 60:
         return f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)

@@ -3,31 +3,18 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
 
 from optuna.trial import FrozenTrial
 from rich.console import Console, Group
 from rich.live import Live
-from rich.table import Table
 from rich.text import Text
 
 from cifartune.config import Recipe, SearchSpace
 from cifartune.events import Observer
+from cifartune.report.tables import Row, show, trials_table
 
 ROWS = 15
 """Trials in the live table: those that run, then the best."""
-
-
-@dataclass
-class _Row:
-    number: int
-    values: dict[str, Any]
-    epochs: int
-    state: str = "running"
-    epoch: int = 0
-    value: float | None = None
-    started: float = field(default_factory=time.monotonic)
 
 
 class Progress(Observer):
@@ -43,7 +30,7 @@ class Progress(Observer):
         self._console = console
         self._metric = space.objective.metric
         self._start = time.monotonic()
-        self._rows: dict[int, _Row] = {}
+        self._rows: dict[int, Row] = {}
         self._folds: dict[tuple[int, int], tuple[int, float]] = {}
         self._refits: dict[int, tuple[int, int]] = {}
         self._live: Live | None = None
@@ -64,7 +51,7 @@ class Progress(Observer):
     def trial_started(self, number: int, recipe: Recipe) -> None:
         values = recipe.flat()
         shown = {name: values[name] for name in self._space.parameters}
-        self._rows[number] = _Row(number, shown, recipe.epochs)
+        self._rows[number] = Row(number, shown, recipe.epochs)
 
     def epoch_ended(self, number: int, epoch: int, metrics: dict[str, float]) -> None:
         row = self._rows[number]
@@ -101,7 +88,8 @@ class Progress(Observer):
             self._console.print(text, highlight=False, soft_wrap=True)
 
     def _view(self) -> Group:
-        return Group(self._headline(), self._table(), *self._refit_lines())
+        table = trials_table(self._metric, list(self._space.parameters), self._shown_rows())
+        return Group(self._headline(), table, *self._refit_lines())
 
     def _headline(self) -> Text:
         states = [row.state for row in self._rows.values()]
@@ -115,28 +103,10 @@ class Progress(Observer):
             no_wrap=True,
         )
 
-    def _table(self) -> Table:
-        table = Table(box=None, padding=(0, 1, 0, 0), expand=False)
-        for name in ("trial", "state", "epoch", short(self._metric)):
-            table.add_column(name, justify="left" if name == "state" else "right", no_wrap=True)
-        for name in self._space.parameters:
-            table.add_column(short(name), no_wrap=True, overflow="ellipsis", min_width=4)
-        for row in self._shown_rows():
-            value = "" if row.value is None else show(self._metric, row.value)
-            table.add_row(
-                str(row.number),
-                row.state,
-                f"{row.epoch}/{row.epochs}",
-                value,
-                *(show_value(v) for v in row.values.values()),
-                style="bold" if row.state == "running" else "",
-            )
-        return table
-
-    def _shown_rows(self) -> list[_Row]:
+    def _shown_rows(self) -> list[Row]:
         sign = -1 if self._space.objective.mode == "max" else 1
 
-        def rank(row: _Row) -> tuple[bool, int, float]:
+        def rank(row: Row) -> tuple[bool, int, float]:
             return (
                 row.state != "running",
                 -row.epoch,
@@ -154,30 +124,3 @@ class Progress(Observer):
             ]
             told = "  ".join(parts)
             yield Text(f"refit of trial {number}, {folds} folds: {told}", style="bold")
-
-
-SHORT = {
-    "optimizer.name": "optim",
-    "optimizer.weight_decay": "decay",
-    "optimizer.momentum": "mom",
-    "model.name": "model",
-    "augment.strength": "augm",
-    "model.dropout": "drop",
-    "val_accuracy": "valid",
-    "label_smoothing": "smooth",
-}
-
-
-def short(name: str) -> str:
-    """A column's heading: short enough for six of them on 80 columns."""
-    return SHORT.get(name, name.split(".")[-1].replace("_", " "))
-
-
-def show(metric: str, value: float) -> str:
-    """A metric for people: accuracies in percent."""
-    return f"{value:.2%}" if metric.endswith("accuracy") else f"{value:.4f}"
-
-
-def show_value(value: Any) -> str:
-    """A recipe value for people: two significant digits."""
-    return f"{value:.2g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,110 @@
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cifartune.config import SearchSpace, load_space
+from cifartune.errors import UserError
+from cifartune.runs import RunFolder
+
+EVERYTHING: dict[str, Any] = {
+    "name": "thing",
+    "objective": {"metric": "val_loss"},
+    "base": {
+        "model": {"name": "speednet", "dropout": 0.1},
+        "optimizer": {"name": "sgd", "lr": 1e-3, "weight_decay": 0.0},
+        "epochs": 5,
+        "batch_size": 300,
+    },
+    "parameters": {
+        "optimizer.name": {"values": ["sgd", "adamw"]},
+        "optimizer.lr": {"min": 1e-5, "max": 1.0, "log": True},
+        "optimizer.momentum": {"min": 0.8, "max": 0.98, "when": {"optimizer.name": "sgd"}},
+        "batch_size": {"min": 100, "max": 500, "step": 50},
+    },
+    "data": {"validation": 500, "train_subset": 5000},
+    "search": {"num_trials": 7, "seed": 3, "max_concurrent": 2, "time_budget": "90s"},
+    "scheduler": {"grace_period": 2, "reduction_factor": 2.5},
+    "resources": {"cpus": 0.5, "gpus": "auto"},
+    "refit": {"top_k": 2, "folds": 3, "epochs": 4},
+}
+
+
+@pytest.fixture
+def space() -> SearchSpace:
+    return SearchSpace.model_validate(EVERYTHING)
+
+
+@pytest.mark.parametrize("smoke", [False, True])
+def test_the_space_is_read_back_as_it_was(tmp_path: Path, space: SearchSpace, smoke: bool) -> None:
+    space = space.smoke() if smoke else space
+    run = RunFolder.create(tmp_path / "runs", space)
+    assert load_space(RunFolder.open(tmp_path / "runs", run.name).space_file) == space
+
+
+def test_an_unnamed_run_takes_the_next_free_name(tmp_path: Path, space: SearchSpace) -> None:
+    names = [RunFolder.create(tmp_path, space).name for _ in range(3)]
+    assert names == ["thing", "thing-2", "thing-3"]
+
+
+def test_runs_that_start_at_once_take_different_names(tmp_path: Path, space: SearchSpace) -> None:
+    names: list[str] = []
+    begin = threading.Barrier(8)
+
+    def create() -> None:
+        begin.wait()
+        names.append(RunFolder.create(tmp_path, space).name)
+
+    threads = [threading.Thread(target=create) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(names) == ["thing", *(f"thing-{i}" for i in range(2, 9))]
+
+
+def test_a_given_name_is_taken_once(tmp_path: Path, space: SearchSpace) -> None:
+    assert RunFolder.create(tmp_path, space, "mine").name == "mine"
+    with pytest.raises(UserError, match=r"--name mine: .*mine exists; .*cifartune resume mine"):
+        RunFolder.create(tmp_path, space, "mine")
+    with pytest.raises(UserError, match="exists"):
+        RunFolder.check_name(tmp_path, "mine")
+    assert [p.name for p in tmp_path.iterdir()] == ["mine"]
+
+
+@pytest.mark.parametrize("name", ["", "-x", ".x", "a/b", "a b", "..", "ä", "a\n"])
+def test_a_name_is_a_plain_file_name(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match="letters, digits"):
+        RunFolder.check_name(tmp_path, name)
+
+
+@pytest.mark.parametrize("name", ["a", "resnet-18_v2.1", "2"])
+def test_plain_names_are_free(tmp_path: Path, name: str) -> None:
+    RunFolder.check_name(tmp_path, name)
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path, space: SearchSpace) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"file/runs: cannot write .*--runs"):
+        RunFolder.create(tmp_path / "file" / "runs", space)
+
+
+def test_an_unknown_run_is_told_with_those_that_exist(tmp_path: Path, space: SearchSpace) -> None:
+    with pytest.raises(UserError, match="there are none yet"):
+        RunFolder.open(tmp_path, "b")
+    RunFolder.create(tmp_path, space, "c")
+    RunFolder.create(tmp_path, space, "a")
+    (tmp_path / "no-run").mkdir()
+    with pytest.raises(UserError, match=r"no run is called b; there are a, c$"):
+        RunFolder.open(tmp_path, "b")
+
+
+def test_a_run_knows_its_place_from_anywhere(
+    tmp_path: Path, space: SearchSpace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = RunFolder.create(Path("runs"), space)
+    monkeypatch.chdir("/")
+    assert run.space_file.exists()
+    assert run.fold(3, 1) == tmp_path.resolve() / "runs/thing/refit/trial-3/fold-1"

@@ -1,0 +1,235 @@
+"""MLflow, on a real SQLite store."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pytest
+import torch
+from mlflow.entities import Run
+
+from cifartune.config import Recipe, SearchSpace
+from cifartune.errors import UserError
+from cifartune.evaluate import export_ensemble, load_ensemble
+from cifartune.runs import RunFolder
+from cifartune.tracking import MlflowTracker, check_server, default_uri
+from cifartune.training import SplitImages, Trainer
+from cifartune.training.classifier import save_classifier
+from cifartune.tuning.study import TrialStudy, sqlite_url
+
+pytestmark = [
+    # mlflow's own tables, as SQLAlchemy sees them; mlflow's own types, as it sees them itself.
+    pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.*Any type hint is inferred:UserWarning"),
+]
+
+SPACE = SearchSpace.model_validate(
+    {
+        "name": "toy",
+        "base": {"model": {"name": "speednet_small"}, "epochs": 2},
+        "parameters": {"optimizer.lr": {"min": 0.01, "max": 1.0, "log": True}},
+    }
+)
+METRICS = {"val_accuracy": 0.5, "val_loss": 1.5}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunFolder:
+    return RunFolder.create(tmp_path / "runs", SPACE)
+
+
+@pytest.fixture
+def study(run: RunFolder) -> TrialStudy:
+    return TrialStudy(SPACE, url=sqlite_url(run.study), name=run.name)
+
+
+def tracker_of(run: RunFolder) -> MlflowTracker:
+    return MlflowTracker(default_uri(run.path.parent), run, {"command": "cifartune search"})
+
+
+def logged(run: RunFolder) -> dict[str, Run]:
+    """The store's runs by name; none may be there twice."""
+    client = mlflow.MlflowClient(default_uri(run.path.parent))
+    experiment = client.get_experiment_by_name("cifartune")
+    assert experiment
+    runs = client.search_runs([experiment.experiment_id])
+    by_name = {found.info.run_name: found for found in runs}
+    assert len(by_name) == len(runs)
+    return by_name
+
+
+def parent_of(found: dict[str, Run], name: str) -> str:
+    ids = {one.info.run_id: key for key, one in found.items()}
+    return ids[found[name].data.tags["mlflow.parentRunId"]]
+
+
+def do_trial(tracker: MlflowTracker, study: TrialStudy, end: str) -> int:
+    """A trial of one epoch that ends by the study's method of that name."""
+    number, recipe = (proposal := study.propose()).number, proposal.recipe
+    tracker.trial_started(number, recipe)
+    study.record(number, 1, METRICS["val_accuracy"])
+    tracker.epoch_ended(number, 1, METRICS)
+    reasons = ("non_finite_loss", "it broke") if end in ("reject", "fail") else ()
+    getattr(study, end)(number, *reasons)
+    tracker.trial_ended(study.trials[number])
+    return number
+
+
+def test_a_search_is_a_tree_of_runs(run: RunFolder, study: TrialStudy) -> None:
+    tracker = tracker_of(run)
+    for end in ("complete", "prune", "reject", "fail"):
+        do_trial(tracker, study, end)
+    recipe = study.recipe(study.trials[0])
+    tracker.refit_started(0, recipe, folds=2)
+    for fold in range(2):
+        tracker.fold_epoch_ended(0, fold, 1, METRICS)
+        tracker.fold_ended(0, fold, 0.75)
+    tracker.refit_ended(0, {"cv_accuracy": 0.75})
+    tracker.close()
+    assert tracker.failures == []
+
+    found = logged(run)
+    assert {name: one.info.status for name, one in found.items()} == {
+        "toy": "FINISHED",
+        "trial-0": "FINISHED",
+        "trial-1": "KILLED",
+        "trial-2": "FAILED",
+        "trial-3": "FAILED",
+        "refit-0": "FINISHED",
+        "refit-0-fold-0": "FINISHED",
+        "refit-0-fold-1": "FINISHED",
+    }
+    assert {parent_of(found, f"trial-{n}") for n in range(4)} == {"toy"}
+    assert parent_of(found, "refit-0") == "toy"
+    assert parent_of(found, "refit-0-fold-1") == "refit-0"
+    states = [found[f"trial-{n}"].data.tags["cifartune.state"] for n in range(4)]
+    assert states == ["COMPLETE", "PRUNED", "PRUNED", "FAIL"]
+    assert found["trial-2"].data.tags["cifartune.failure"] == "non_finite_loss"
+    parameters = {name: str(value) for name, value in recipe.flat().items()}
+    assert found["trial-0"].data.params == parameters
+    assert found["refit-0"].data.metrics["cv_accuracy"] == 0.75
+
+
+def test_every_epoch_is_a_step(run: RunFolder, study: TrialStudy) -> None:
+    tracker = tracker_of(run)
+    proposal = study.propose()
+    tracker.trial_started(proposal.number, proposal.recipe)
+    for epoch, value in ((1, 0.25), (2, 0.5), (3, 0.75)):
+        tracker.epoch_ended(proposal.number, epoch, {"val_accuracy": value})
+    tracker.close()
+    client = mlflow.MlflowClient(default_uri(run.path.parent))
+    history = client.get_metric_history(logged(run)["trial-0"].info.run_id, "val_accuracy")
+    assert [(point.step, point.value) for point in history] == [(1, 0.25), (2, 0.5), (3, 0.75)]
+
+
+def test_what_is_interrupted_is_killed_and_then_goes_on(run: RunFolder, study: TrialStudy) -> None:
+    proposal = study.propose()
+    first = tracker_of(run)
+    first.trial_started(proposal.number, proposal.recipe)
+    first.close("KILLED")
+    assert {one.info.status for one in logged(run).values()} == {"KILLED"}
+
+    again = tracker_of(run)
+    assert again.run_id == first.run_id
+    assert logged(run)["toy"].info.status == "RUNNING"
+    again.trial_started(proposal.number, proposal.recipe)
+    study.record(0, 1, 0.5)
+    study.complete(0)
+    again.trial_ended(study.trials[0])
+    again.close()
+    assert {one.info.status for one in logged(run).values()} == {"FINISHED"}
+
+
+def test_a_write_that_fails_is_told_and_raises_nothing(run: RunFolder, study: TrialStudy) -> None:
+    tracker = tracker_of(run)
+    tracker.check()
+    tracker.epoch_ended(7, 1, METRICS)  # a trial that was never started
+    do_trial(tracker, study, "complete")
+    tracker.close()
+    assert len(tracker.failures) == 1
+    assert logged(run)["trial-0"].info.status == "FINISHED"
+
+
+def test_a_store_that_cannot_be_opened(run: RunFolder) -> None:
+    (run.path / "file").write_text("in the way")
+    tracker = MlflowTracker(f"sqlite:///{run.path}/file/mlflow.db", run, {})
+    with pytest.raises(UserError, match=r"--tracking-uri sqlite.* cannot be opened"):
+        tracker.check()
+    tracker.close()
+
+
+@pytest.mark.parametrize("uri", ["http://127.0.0.1:9", "file:///tmp/mlruns", "mlruns"])
+def test_a_uri_that_cannot_be_used(uri: str) -> None:
+    with pytest.raises(UserError, match=f"--tracking-uri {uri}"):
+        check_server(uri)
+
+
+OPEN = """
+import sys
+from pathlib import Path
+from cifartune.runs import RunFolder
+from cifartune.tracking import MlflowTracker, default_uri
+run = RunFolder(Path(sys.argv[1]))
+tracker = MlflowTracker(default_uri(run.path.parent), run, {})
+tracker.check()
+tracker.close()
+sys.exit(len(tracker.failures))
+"""
+
+
+def test_two_searches_may_make_the_store_at_once(tmp_path: Path) -> None:
+    runs = [RunFolder.create(tmp_path, SPACE) for _ in range(2)]
+    drivers = [subprocess.Popen([sys.executable, "-c", OPEN, str(run.path)]) for run in runs]
+    assert [driver.wait(timeout=120) for driver in drivers] == [0, 0]
+    assert set(logged(runs[0])) == {"toy", "toy-2"}
+
+
+LOAD = """
+import sys
+sys.modules["cifartune"] = None  # an import would fail
+import mlflow, numpy as np
+mlflow.set_tracking_uri(sys.argv[1])
+model = mlflow.pyfunc.load_model(f"runs:/{sys.argv[2]}/model")
+np.save(sys.argv[4], model.predict(np.load(sys.argv[3])))
+"""
+
+
+def test_the_logged_model_needs_no_cifartune(
+    run: RunFolder, tmp_path: Path, split: SplitImages, recipe: Recipe
+) -> None:
+    weights = []
+    for seed in range(2):
+        trainer = Trainer(recipe.with_values({"epochs": 1, "seed": seed, "tta": "flip"}), split)
+        next(iter(trainer))
+        weights.append(tmp_path / f"{seed}.safetensors")
+        save_classifier(trainer.classifier, weights[-1])
+    ensemble = load_ensemble(weights)
+    export_ensemble(ensemble, run.program)
+    tracker = tracker_of(run)
+    tracker.search_ended({"val_accuracy": 0.5}, [run.space_file], run.program)
+    run_id = tracker.run_id
+    tracker.close()
+    assert tracker.failures == []
+
+    images = split.images[:3]
+    np.save(tmp_path / "images.npy", images.permute(0, 2, 3, 1).numpy())
+    uri = default_uri(run.path.parent)
+    command = [sys.executable, "-c", LOAD, uri, run_id, "images.npy", "probabilities.npy"]
+    loaded = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, env=clean_environment()
+    )
+    assert loaded.returncode == 0, loaded.stderr
+    assert "Warning" not in loaded.stderr
+    probabilities: Any = np.load(tmp_path / "probabilities.npy")
+    assert probabilities.dtype == np.float32 and probabilities.shape == (3, 10)
+    with torch.inference_mode():
+        expected = ensemble.eval()(images).numpy()
+    np.testing.assert_allclose(probabilities, expected, rtol=1e-4, atol=1e-6)
+
+
+def clean_environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW")}
