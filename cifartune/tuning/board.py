@@ -81,17 +81,17 @@ class Board:
         self._match()
         return await future
 
-    async def report(self, job_id: str, message: Progress) -> bool:
+    async def report(self, slot: int, job_id: str, message: Progress) -> bool:
         """A slot finished an epoch: waits for the verdict, whether to begin the next."""
-        entry = self._entries.get(job_id)
+        entry = self._entry_of(slot, job_id)
         if entry is None:
             return False
         entry.messages.put_nowait(message)
         return await entry.verdict.get()
 
-    async def end(self, job_id: str, message: Message) -> None:
+    async def end(self, slot: int, job_id: str, message: Message) -> None:
         """A slot's job ended by itself."""
-        entry = self._entries.get(job_id)
+        entry = self._entry_of(slot, job_id)
         if entry is not None:
             entry.slot = None
             entry.messages.put_nowait(message)
@@ -118,6 +118,11 @@ class Board:
         for future in self._idle.values():
             if not future.done():
                 future.set_result(None)
+
+    def _entry_of(self, slot: int, job_id: str) -> _Entry | None:
+        """The job, if it is still this slot's: it may be stopped, and even be given out again."""
+        entry = self._entries.get(job_id)
+        return entry if entry is not None and entry.slot == slot else None
 
     def _match(self) -> None:
         for slot, future in list(self._idle.items()):

@@ -217,7 +217,7 @@ def slot_loop(config: dict[str, Any]) -> None:
 
         def report(result: EpochResult, job: Job = job) -> bool:
             message = Progress(result.epoch, result.metrics())
-            go_on: bool = ray.get(board.report.remote(job.id, message))
+            go_on: bool = ray.get(board.report.remote(config["slot"], job.id, message))
             return go_on
 
         message: Message
@@ -230,7 +230,7 @@ def slot_loop(config: dict[str, Any]) -> None:
             message = Failed("out_of_memory", _first_line(error))
         except Exception as error:  # a defect in one recipe's path must not take the slot with it
             message = Failed("error", f"{type(error).__name__}: {_first_line(error)}")
-        ray.get(board.end.remote(job.id, message))
+        ray.get(board.end.remote(config["slot"], job.id, message))
 
 
 def _shares(there: float, share: float) -> int:

@@ -1,0 +1,324 @@
+"""The board without Ray: every test is one asyncio program that ends by itself or fails."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cifartune.config import Recipe
+from cifartune.tuning.board import Board
+from cifartune.tuning.messages import Failed, Finished, Job, Message, Progress
+
+SECONDS = 5.0
+
+
+def job(name: str) -> Job:
+    return Job(name, Recipe(), Path(), Path(), Path())
+
+
+def progress(epoch: int) -> Progress:
+    return Progress(epoch, {"val_accuracy": epoch / 10})
+
+
+def on_a_board(test: Callable[[Board], Coroutine[Any, Any, None]]) -> Callable[[], None]:
+    """Runs `test` on a new board; whatever hangs is a failure."""
+
+    @wraps(test)
+    def run() -> None:
+        async def bounded() -> None:
+            async with asyncio.timeout(SECONDS):
+                await test(Board())
+
+        asyncio.run(bounded())
+
+    # pytest looks at the signature to find fixtures: this one takes none.
+    del run.__wrapped__  # type: ignore[attr-defined]
+    return run
+
+
+async def settle() -> None:
+    """Lets everything go on that can."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+async def waits(task: "asyncio.Task[Any]") -> bool:
+    await settle()
+    return not task.done()
+
+
+def start(work: Awaitable[Any]) -> "asyncio.Task[Any]":
+    return asyncio.ensure_future(work)  # type: ignore[return-value]
+
+
+async def taken(board: Board, slot: int, name: str) -> None:
+    """Puts a job on the board and lets `slot` take it."""
+    await board.submit(job(name))
+    assert await board.take(slot) == job(name)
+
+
+def is_stopped(message: Message) -> bool:
+    return isinstance(message, Failed) and message.kind == "stopped"
+
+
+@on_a_board
+async def test_a_free_slot_gets_the_next_job(board: Board) -> None:
+    slot = start(board.take(0))
+    assert await waits(slot)
+    await board.submit(job("a"))
+    assert await slot == job("a")
+
+
+@on_a_board
+async def test_a_waiting_job_goes_to_the_next_free_slot(board: Board) -> None:
+    await board.submit(job("a"))
+    await board.submit(job("b"))
+    assert await board.take(0) == job("a")
+    assert await board.take(1) == job("b")
+    assert await waits(third := start(board.take(2)))
+    third.cancel()
+
+
+@on_a_board
+async def test_each_job_goes_to_one_slot(board: Board) -> None:
+    slots = [start(board.take(slot)) for slot in range(3)]
+    await settle()
+    for name in "ab":
+        await board.submit(job(name))
+    await settle()
+    assert [slot.done() for slot in slots] == [True, True, False]
+    assert [slots[0].result(), slots[1].result()] == [job("a"), job("b")]
+    slots[2].cancel()
+
+
+@on_a_board
+async def test_a_slot_begins_an_epoch_only_when_it_is_asked_for(board: Board) -> None:
+    await taken(board, 0, "a")
+    assert await waits(asked := start(board.next("a")))
+    reported = start(board.report(0, "a", progress(1)))
+    assert await asked == progress(1)
+    assert await waits(reported)
+    asked = start(board.next("a"))
+    assert await reported is True
+    assert await waits(asked)
+    await board.end(0, "a", Finished({"seconds": 1.0}))
+    assert await asked == Finished({"seconds": 1.0})
+
+
+@on_a_board
+async def test_results_are_kept_until_they_are_asked_for(board: Board) -> None:
+    await taken(board, 0, "a")
+    reported = start(board.report(0, "a", progress(1)))
+    assert await waits(reported)
+    assert await board.next("a") == progress(1)
+    # One verdict for one question: the answer to the first must not serve the second epoch.
+    asked = start(board.next("a"))
+    assert await reported
+    reported = start(board.report(0, "a", progress(2)))
+    assert await asked == progress(2)
+    assert await waits(reported)
+    reported.cancel()
+
+
+@on_a_board
+async def test_asking_twice_begins_one_epoch(board: Board) -> None:
+    await taken(board, 0, "a")
+    reported = start(board.report(0, "a", progress(1)))
+    assert await board.next("a") == progress(1)
+    gone = start(board.next("a"))
+    await settle()
+    gone.cancel()  # whoever asked first has died
+    asked = start(board.next("a"))
+    assert await reported
+    reported = start(board.report(0, "a", progress(2)))
+    assert await asked == progress(2)
+    assert await waits(reported)
+    reported.cancel()
+
+
+@on_a_board
+async def test_two_jobs_do_not_hear_of_each_other(board: Board) -> None:
+    await taken(board, 0, "a")
+    await taken(board, 1, "b")
+    first, second = start(board.next("a")), start(board.next("b"))
+    await board.end(1, "b", Finished())
+    assert await second == Finished()
+    assert await waits(first)
+    await board.end(0, "a", Failed("error", "x"))
+    assert await first == Failed("error", "x")
+
+
+@on_a_board
+async def test_stop_wakes_the_slot_and_whoever_waits(board: Board) -> None:
+    await taken(board, 0, "a")
+    reported = start(board.report(0, "a", progress(1)))
+    assert await board.next("a") == progress(1)
+    await board.stop("a")
+    assert await reported is False
+
+    await taken(board, 0, "b")
+    asked = start(board.next("b"))
+    await settle()
+    await board.stop("b")
+    assert is_stopped(await asked)
+    assert await board.report(0, "b", progress(1)) is False  # the epoch that was under way
+    await board.end(0, "b", Finished())
+    await taken(board, 0, "c")  # the slot is free again
+
+
+@on_a_board
+async def test_a_stopped_job_is_never_taken(board: Board) -> None:
+    await board.submit(job("a"))
+    await board.submit(job("b"))
+    asked = start(board.next("a"))
+    await settle()
+    await board.stop("a")
+    assert is_stopped(await asked)
+    assert await board.take(0) == job("b")
+    await board.stop("no such job")
+
+
+@on_a_board
+async def test_whoever_asks_for_a_stopped_job_hears_of_it(board: Board) -> None:
+    await taken(board, 0, "a")
+    await board.stop("a")
+    assert is_stopped(await board.next("a"))
+
+
+@on_a_board
+async def test_a_job_can_be_stopped_and_submitted_again(board: Board) -> None:
+    await board.submit(job("a"))
+    asked = start(board.next("a"))
+    await settle()
+    await board.stop("a")
+    await board.submit(job("a"))
+    assert is_stopped(await asked)
+    assert await board.take(0) == job("a")
+    again = start(board.next("a"))
+    await board.end(0, "a", Finished())
+    assert await again == Finished()
+
+
+@on_a_board
+async def test_stop_all_ends_waiting_and_running_jobs(board: Board) -> None:
+    await taken(board, 0, "a")
+    await board.submit(job("b"))
+    reported = start(board.report(0, "a", progress(1)))
+    assert await board.next("a") == progress(1)
+    waiting = start(board.next("b"))
+    await settle()
+    await board.stop_all()
+    assert await reported is False
+    assert is_stopped(await waiting)
+    assert await waits(free := start(board.take(0)))
+    free.cancel()
+
+
+@on_a_board
+async def test_a_lost_slot_fails_its_job_alone(board: Board) -> None:
+    await taken(board, 0, "a")
+    await taken(board, 1, "b")
+    first, second = start(board.next("a")), start(board.next("b"))
+    await settle()
+    await board.lose(0, "killed")
+    assert await first == Failed("slot_lost", "killed")
+    assert await waits(second)
+    second.cancel()
+
+
+@on_a_board
+async def test_a_job_can_be_given_to_another_slot(board: Board) -> None:
+    await taken(board, 0, "a")
+    reported = start(board.report(0, "a", progress(1)))  # of the slot that will be lost
+    assert await board.next("a") == progress(1)
+    await board.lose(0, "killed")
+    lost = await board.next("a")
+    assert isinstance(lost, Failed) and lost.slot_lost
+    await taken(board, 1, "a")
+    asked = start(board.next("a"))
+    again = start(board.report(1, "a", progress(1)))
+    assert await asked == progress(1)
+    assert await waits(again)
+    asked = start(board.next("a"))
+    assert await again is True
+    await board.end(1, "a", Finished())
+    assert await asked == Finished()
+    reported.cancel()
+
+
+@on_a_board
+async def test_a_slot_that_is_late_does_not_speak_for_the_next(board: Board) -> None:
+    await taken(board, 0, "a")
+    await board.stop("a")
+    await board.submit(job("a"))  # again, while the first is in the middle of an epoch
+    assert await board.report(0, "a", progress(7)) is False
+    assert await board.take(1) == job("a")
+    assert await board.report(0, "a", progress(7)) is False
+    await board.end(0, "a", Finished())
+    asked = start(board.next("a"))
+    reported = start(board.report(1, "a", progress(1)))
+    assert await asked == progress(1)
+    reported.cancel()
+
+
+@on_a_board
+async def test_a_lost_idle_slot_gets_no_job(board: Board) -> None:
+    lost = start(board.take(0))
+    await settle()
+    await board.lose(0, "killed")
+    await board.submit(job("a"))
+    assert await waits(lost)
+    assert await board.take(1) == job("a")
+    lost.cancel()
+
+
+@on_a_board
+async def test_a_job_that_ended_does_not_fail_with_its_slot(board: Board) -> None:
+    await taken(board, 0, "a")
+    await board.end(0, "a", Finished())
+    await board.lose(0, "killed")
+    assert await board.next("a") == Finished()
+
+
+@on_a_board
+async def test_without_slots_every_job_fails(board: Board) -> None:
+    await taken(board, 0, "a")
+    await board.submit(job("b"))
+    jobs = [start(board.next("a")), start(board.next("b"))]
+    await settle()
+    await board.abandon("no slot is left")
+    assert await asyncio.gather(*jobs) == [Failed("slot_lost", "no slot is left")] * 2
+    # Whoever tries again must not wait for ever.
+    await board.submit(job("a"))
+    assert await board.next("a") == Failed("slot_lost", "no slot is left")
+    assert await board.take(1) is None
+
+
+@on_a_board
+async def test_close_lets_every_slot_end(board: Board) -> None:
+    await taken(board, 1, "a")
+    reported = start(board.report(1, "a", progress(1)))
+    idle = start(board.take(0))
+    await settle()
+    await board.close()
+    assert await idle is None
+    assert await reported is False
+    assert await board.take(1) is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "blamed", "lost"),
+    [
+        ("non_finite_loss", True, False),
+        ("out_of_memory", True, False),
+        ("error", False, False),
+        ("slot_lost", False, True),
+        ("stopped", False, False),
+    ],
+)
+def test_failures_say_whose_they_are(kind: str, blamed: bool, lost: bool) -> None:
+    failure = Failed(kind, "")
+    assert (failure.blames_recipe, failure.slot_lost) == (blamed, lost)

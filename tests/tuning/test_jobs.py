@@ -1,0 +1,196 @@
+"""What a slot runs, in this process: small networks on a slice of the images."""
+
+import gc
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sparse_data import write_splits, write_train
+
+from cifartune.config import Recipe
+from cifartune.data import LabelledImages
+from cifartune.training import EpochResult, NonFiniteLoss, SplitImages, Trainer
+from cifartune.training.classifier import load_classifier, predict
+from cifartune.tuning.jobs import CHECKPOINT, LOGITS, WEIGHTS, run_job
+from cifartune.tuning.messages import Job
+
+pytestmark = pytest.mark.skipif(
+    torch.cuda.is_available(), reason="bit for bit is promised on the CPU"
+)
+
+
+@pytest.fixture(scope="module")
+def data_root(tmp_path_factory: pytest.TempPathFactory, cifar: LabelledImages) -> Path:
+    return write_train(tmp_path_factory.mktemp("data"), cifar)
+
+
+@pytest.fixture
+def job(tmp_path: Path, data_root: Path, recipe: Recipe) -> Job:
+    """A trial of three epochs with everything random in it."""
+    recipe = recipe.with_values({"epochs": 3, "model.dropout": 0.2, "augment.cutout": 8, "seed": 5})
+    return Job(
+        id="trial-0",
+        recipe=recipe,
+        folder=tmp_path / "trial",
+        data_root=data_root,
+        splits=write_splits(tmp_path / "splits.npz"),
+    )
+
+
+class Killed(BaseException):
+    """The process ends here."""
+
+
+class Listener:
+    """Gets results; stops the job, or dies, after some of them."""
+
+    def __init__(
+        self, job: Job, *, stop_after: int | None = None, die_after: int | None = None
+    ) -> None:
+        self.results: list[EpochResult] = []
+        self.checkpoints: list[bool] = []
+        self._path = job.folder / CHECKPOINT
+        self._stop_after, self._die_after = stop_after, die_after
+
+    def __call__(self, result: EpochResult) -> bool:
+        self.results.append(result)
+        self.checkpoints.append(self._path.exists())
+        if result.epoch == self._die_after:
+            raise Killed
+        return result.epoch != self._stop_after
+
+    @property
+    def learned(self) -> list[tuple[int, float, float, float]]:
+        """What training brought, without the time that it took."""
+        return [(r.epoch, r.train_loss, r.val_loss, r.val_accuracy) for r in self.results]
+
+
+def test_a_trial_trains_on_the_searchs_own_split(
+    job: Job, split: SplitImages, cifar: LabelledImages
+) -> None:
+    listener = Listener(job)
+    facts = run_job(job, listener)
+    trainer = Trainer(job.recipe, split)
+    expected = [(r.epoch, r.train_loss, r.val_loss, r.val_accuracy) for r in trainer]
+    assert listener.learned == expected
+    assert facts is not None
+    assert facts["params"] == sum(p.numel() for p in trainer.network.parameters())
+    assert (facts["precision"], facts["device"]) == ("fp32", "cpu")
+    assert facts["threads"] == torch.get_num_threads()
+    assert list(job.folder.iterdir()) == []
+
+
+def test_every_epoch_but_the_last_leaves_a_checkpoint(job: Job) -> None:
+    written = []
+
+    class Watcher(Listener):
+        def __call__(self, result: EpochResult) -> bool:
+            if self._path.exists():
+                written.append(torch.load(self._path, weights_only=True)["epoch"])
+            return super().__call__(result)
+
+    watcher = Watcher(job)
+    run_job(job, watcher)
+    assert watcher.checkpoints == [False, True, True]
+    # Before an epoch begins, that of the one before is there.
+    assert written == [1, 2]
+    assert not (job.folder / CHECKPOINT).exists()  # nobody needs it any more
+
+
+def test_a_stopped_job_says_nothing_more(job: Job) -> None:
+    listener = Listener(job, stop_after=2)
+    assert run_job(job, listener) is None
+    assert len(listener.results) == 2
+    assert torch.load(job.folder / CHECKPOINT, weights_only=True)["epoch"] == 1
+
+
+@pytest.mark.parametrize("epoch", [1, 2, 3])
+@pytest.mark.parametrize("end", ["stopped", "killed"])
+def test_a_fold_that_goes_on_ends_like_its_unbroken_twin(job: Job, epoch: int, end: str) -> None:
+    unbroken = replace(job, fold=1, folder=job.folder / "unbroken")
+    whole = Listener(unbroken)
+    run_job(unbroken, whole)
+
+    broken = replace(job, fold=1, folder=job.folder / "broken")
+    if end == "stopped":
+        first = Listener(broken, stop_after=epoch)
+        assert run_job(broken, first) is None
+    else:
+        first = Listener(broken, die_after=epoch)
+        with pytest.raises(Killed):
+            run_job(broken, first)
+    assert not (broken.folder / LOGITS).exists()
+    torch.randn(7)  # whatever the process did in between
+    second = Listener(broken)
+    run_job(broken, second)
+    assert first.learned == whole.learned[:epoch]
+    assert second.learned == whole.learned[epoch - 1 :]  # the epoch under way is done again
+    for name in (WEIGHTS, LOGITS):
+        assert (broken.folder / name).read_bytes() == (unbroken.folder / name).read_bytes()
+
+
+def test_a_fold_keeps_weights_and_logits_of_what_it_held_out(
+    job: Job, cifar: LabelledImages
+) -> None:
+    recipe = job.recipe.with_values({"tta": "flip"})
+    job = replace(job, fold=1, recipe=recipe)
+    listener = Listener(job)
+    run_job(job, listener)
+    logits = np.load(job.folder / LOGITS)
+    assert (logits.dtype, logits.shape) == (np.float32, (200, 10))
+    held_out = torch.from_numpy(cifar.images[1:400:2])
+    classifier = load_classifier(job.folder / WEIGHTS)
+    assert classifier.recipe == recipe
+    np.testing.assert_allclose(predict(classifier, held_out).numpy(), logits, atol=1e-5)
+    # It never trained on them: a fold's own statistics are those of the other images.
+    means = cifar.images[0:400:2].mean((0, 2, 3)) / 255
+    np.testing.assert_allclose(classifier.mean.flatten().numpy(), means, atol=1e-4)
+
+
+def test_the_folds_differ(job: Job) -> None:
+    logits = []
+    for fold in (0, 1):
+        folded = replace(job, fold=fold, folder=job.folder / str(fold))
+        run_job(folded, Listener(folded))
+        logits.append(np.load(folded.folder / LOGITS))
+    assert not np.allclose(*logits)
+
+
+def living(kind: type) -> int:
+    gc.collect()
+    # Not isinstance: some of torch's objects warn when they are asked for their class.
+    return sum(type(thing) is kind for thing in gc.get_objects())
+
+
+@pytest.mark.parametrize(
+    ("values", "epoch"),
+    [({}, 2), ({"batch_size": 8, "optimizer.momentum": 0.999}, 1)],
+)
+def test_a_failing_recipe_is_named_and_leaves_nothing_behind(
+    job: Job, values: dict[str, float], epoch: int
+) -> None:
+    before = living(Trainer)
+    diverges = {"optimizer.lr": 10.0, "optimizer.weight_decay": 1.0, "schedule.warmup": 0.0}
+    job = replace(job, fold=0, recipe=job.recipe.with_values({**diverges, **values}))
+    listener = Listener(job)
+    with pytest.raises(NonFiniteLoss, match=f"in epoch {epoch}$"):
+        run_job(job, listener)
+    assert len(listener.results) == epoch - 1
+    assert not (job.folder / LOGITS).exists() and not (job.folder / WEIGHTS).exists()
+    assert living(Trainer) == before
+
+
+@pytest.mark.parametrize("stop", [1, None])
+def test_a_job_leaves_nothing_in_memory(job: Job, stop: int | None) -> None:
+    before = living(Trainer)
+    run_job(job, Listener(job, stop_after=stop))
+    assert living(Trainer) == before
+
+
+def test_a_checkpoint_of_another_recipe_is_refused(job: Job) -> None:
+    run_job(job, Listener(job, stop_after=2))
+    other = replace(job, recipe=job.recipe.with_values({"optimizer.lr": 0.05}))
+    with pytest.raises(ValueError, match="another recipe"):
+        run_job(other, Listener(other))

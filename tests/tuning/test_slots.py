@@ -1,0 +1,396 @@
+"""Warm slots on a real Ray cluster of this machine, which all tests of this file share."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import ray
+import torch
+from optuna.trial import FrozenTrial, TrialState
+from ray.util import placement_group_table
+from sparse_data import write_splits, write_train
+
+from cifartune.config import Recipe, SearchSpace
+from cifartune.config.space import ResourceSpec
+from cifartune.data import LabelledImages
+from cifartune.errors import Interrupted, UserError
+from cifartune.events import Observer
+from cifartune.logs import log_to
+from cifartune.training import SplitImages, Trainer
+from cifartune.tuning.cluster import cluster
+from cifartune.tuning.jobs import LOGITS, WEIGHTS, run_job
+from cifartune.tuning.messages import Failed, Finished, Job, Message, Progress
+from cifartune.tuning.search import run_trials
+from cifartune.tuning.slots import SlotPool, SlotShape
+from cifartune.tuning.study import TrialStudy, sqlite_url
+
+on_cpu = pytest.mark.skipif(torch.cuda.is_available(), reason="bit for bit on the CPU")
+
+DIVERGES = {
+    "batch_size": 8,
+    "optimizer.lr": 10.0,
+    "optimizer.momentum": 0.999,
+    "optimizer.weight_decay": 1.0,
+    "schedule.warmup": 0.0,
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("slots")
+
+
+@pytest.fixture(scope="module")
+def data_root(folder: Path, cifar: LabelledImages) -> Path:
+    write_splits(folder / "splits.npz")
+    return write_train(folder / "data", cifar)
+
+
+@pytest.fixture(scope="module")
+def ray_cluster(folder: Path) -> Iterator[str]:
+    with log_to(folder / "ray.log"), cluster() as dashboard:
+        yield dashboard
+
+
+@pytest.fixture(scope="module")
+def slots(folder: Path, ray_cluster: str) -> Iterator[tuple[SlotPool, ExitStack]]:
+    """Two slots of one thread each, and what closes them."""
+    with ExitStack() as stack:
+        shape = SlotShape(count=2, cpus=0.5, gpus=0)
+        yield stack.enter_context(SlotPool(shape, name="test", storage=folder / "ray")), stack
+
+
+@pytest.fixture
+def pool(slots: tuple[SlotPool, ExitStack]) -> SlotPool:
+    return slots[0]
+
+
+@pytest.fixture
+def job(tmp_path: Path, folder: Path, data_root: Path, recipe: Recipe) -> Job:
+    recipe = recipe.with_values({"model.dropout": 0.1})
+    return Job("a", recipe, tmp_path / "a", data_root, folder / "splits.npz")
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """As many threads as a slot has: sums depend on their number."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def vary(job: Job, name: str, fold: int | None = None, **values: Any) -> Job:
+    recipe = job.recipe.with_values({key.replace("__", "."): v for key, v in values.items()})
+    return replace(job, id=name, folder=job.folder.with_name(name), recipe=recipe, fold=fold)
+
+
+def collect(pool: SlotPool, jobs: list[Job]) -> dict[str, list[Message]]:
+    messages: dict[str, list[Message]] = {job.id: [] for job in jobs}
+    for job, message in pool.run(jobs):
+        messages[job.id].append(message)
+    return messages
+
+
+def workers() -> list[psutil.Process]:
+    """The slots' processes: of this process's cluster, not of any other on the machine."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if "RayTrainWorker" in " ".join(process.cmdline()):
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 60) -> bool:
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    return condition()
+
+
+def learned(message: Message) -> tuple[float, float]:
+    assert isinstance(message, Progress)
+    return message.metrics["train_loss"], message.metrics["val_loss"]
+
+
+@on_cpu
+def test_jobs_train_as_they_do_without_ray(
+    pool: SlotPool, job: Job, split: SplitImages, one_thread: None
+) -> None:
+    jobs = [
+        vary(job, "first", seed=1),
+        vary(job, "second", seed=2, optimizer__name="adamw", optimizer__lr=0.01),
+        vary(job, "third", seed=1, epochs=1),
+        vary(job, "fold", fold=1, seed=1),
+    ]
+    messages = collect(pool, jobs)
+    for one in jobs[:3]:
+        *epochs, end = messages[one.id]
+        expected = [(r.train_loss, r.val_loss) for r in Trainer(one.recipe, split)]
+        assert isinstance(end, Finished), end
+        assert [learned(message) for message in epochs] == expected
+        assert isinstance(end, Finished)
+        assert (end.facts["threads"], end.facts["device"]) == (1, "cpu")
+    twin = replace(jobs[3], folder=job.folder.with_name("twin"))
+    run_job(twin, lambda result: True)
+    for name in (WEIGHTS, LOGITS):
+        assert (jobs[3].folder / name).read_bytes() == (twin.folder / name).read_bytes()
+
+
+def test_a_failing_recipe_ends_alone(pool: SlotPool, job: Job) -> None:
+    bad = [replace(vary(job, f"bad-{i}"), recipe=job.recipe.with_values(DIVERGES)) for i in "123"]
+    broken = replace(vary(job, "broken"), data_root=job.folder / "nowhere")
+    good = [vary(job, f"good-{i}", seed=i) for i in (1, 2)]
+    collect(pool, good)  # both slots have started
+    processes = {process.pid for process in workers()}
+    messages = collect(pool, [*bad, broken, *good])
+    for one in bad:
+        (end,) = messages[one.id]
+        assert end == Failed("non_finite_loss", "the loss was not finite in epoch 1", 1)
+    (end,) = messages["broken"]
+    assert isinstance(end, Failed) and end.kind == "error"
+    assert "not prepared in" in end.message
+    for one in good:
+        assert isinstance(messages[one.id][-1], Finished)
+    assert len(processes) == 2
+    assert {process.pid for process in workers()} == processes
+
+
+def test_a_job_survives_its_slots_process(pool: SlotPool, job: Job, one_thread: None) -> None:
+    collect(pool, [vary(job, "warm-up-1"), vary(job, "warm-up-2")])
+    before = {process: sum(process.cpu_times()[:2]) for process in workers()}
+    job = vary(job, "killed", fold=0, epochs=4)
+    epochs, end, killed = [], None, None
+    for _, message in pool.run([job]):
+        if isinstance(message, Progress):
+            epochs.append(message.epoch)
+            if message.epoch == 2 and killed is None:  # so that there is a checkpoint, of epoch 1
+                # The process at work is the one whose clock has advanced.
+                killed = max(before, key=lambda p: sum(p.cpu_times()[:2]) - before[p])
+                os.kill(killed.pid, signal.SIGKILL)
+        else:
+            end = message
+    assert isinstance(end, Finished)
+    # It goes on from its checkpoint: the first epoch is not trained again.
+    assert epochs in ([1, 2, 2, 3, 4], [1, 2, 3, 4], [1, 2, 3, 3, 4])
+    if not torch.cuda.is_available():
+        twin = vary(job, "twin", fold=0, epochs=4)
+        run_job(twin, lambda result: True)
+        assert (job.folder / LOGITS).read_bytes() == (twin.folder / LOGITS).read_bytes()
+    assert killed is not None and not killed.is_running()
+    # Meanwhile the other slot has done the job; its own comes back for those that follow.
+    assert wait_until(lambda: len(workers()) == 2)
+
+
+def test_a_run_can_be_interrupted(pool: SlotPool, job: Job) -> None:
+    stop = threading.Event()
+    jobs = [vary(job, f"long-{i}", epochs=10_000) for i in range(3)]
+    with pytest.raises(Interrupted):
+        for _ in pool.run(jobs, stop=stop):
+            stop.set()
+    ray.get(pool.board.stop_all.remote())  # as closing the pool does
+    assert isinstance(collect(pool, [vary(job, "next")])["next"][-1], Finished)
+
+
+class Watcher(Observer):
+    """Keeps what it hears, and sets `stop` after some epochs."""
+
+    def __init__(self, stop: threading.Event | None = None, after: int = 0) -> None:
+        self.heard: list[tuple[str, int]] = []
+        self.epochs: list[tuple[int, int]] = []
+        self._stop, self._after = stop, after
+
+    def trial_started(self, number: int, recipe: Recipe) -> None:
+        self.heard.append(("start", number))
+
+    def epoch_ended(self, number: int, epoch: int, metrics: dict[str, float]) -> None:
+        self.epochs.append((number, epoch))
+        if self._stop and len(self.epochs) == self._after:
+            self._stop.set()
+
+    def trial_ended(self, trial: FrozenTrial) -> None:
+        assert trial.state.is_finished()
+        self.heard.append(("end", trial.number))
+
+
+def test_a_search_can_be_stopped_and_resumed(
+    pool: SlotPool, tmp_path: Path, folder: Path, data_root: Path, recipe: Recipe
+) -> None:
+    """Recipes of a high rate fail; the others train, and ASHA stops some."""
+    base = recipe.with_values({**DIVERGES, "optimizer.lr": 0.01, "epochs": 3, "seed": 0})
+    space = SearchSpace.model_validate(
+        {
+            "name": "toy",
+            "base": base.model_dump(),
+            "parameters": {"optimizer.lr": {"values": [0.01, 0.02, 10.0]}},
+            "search": {"num_trials": 7, "sampler": "random", "seed": 2},
+            "scheduler": {"grace_period": 1, "reduction_factor": 3},
+        }
+    )
+
+    def run(watcher: Watcher, stop: threading.Event) -> list[FrozenTrial]:
+        study = TrialStudy(space, url=sqlite_url(tmp_path / "study.db"), name="toy")
+        run_trials(
+            study,
+            pool,
+            folder=tmp_path / "trials",
+            data_root=data_root,
+            splits=folder / "splits.npz",
+            observers=[watcher],
+            stop=stop,
+        )
+        return TrialStudy(space, url=sqlite_url(tmp_path / "study.db"), name="toy").trials
+
+    stop = threading.Event()
+    first = Watcher(stop, after=4)
+    stopped = run(first, stop)
+    unfinished = {t.number for t in stopped if t.state is TrialState.RUNNING}
+    assert len(stopped) < 7 and unfinished
+    assert {n for what, n in first.heard if what == "end"} == {
+        t.number for t in stopped if t.state.is_finished()
+    }
+    assert not any(trial.state is TrialState.FAIL for trial in stopped)
+
+    second = Watcher()
+    trials = run(second, threading.Event())
+    assert len(trials) == 7
+    for trial in trials:
+        epochs = sorted(trial.intermediate_values)
+        assert epochs == list(range(1, len(epochs) + 1))
+        if trial.params["optimizer.lr"] == 10:
+            assert trial.state is TrialState.PRUNED and trial.constraints == {"failed": 1.0}
+            assert trial.user_attrs["failure"] == "non_finite_loss"
+        elif trial.state is TrialState.COMPLETE:
+            assert len(epochs) == 3 and trial.user_attrs["threads"] == 1
+        else:
+            assert trial.state is TrialState.PRUNED and 0 < len(epochs) < 3
+        if trial.state is not TrialState.RUNNING and "failure" not in trial.user_attrs:
+            assert trial.user_attrs["val_accuracy"] == trial.value
+    states = [trial.state for trial in trials]
+    assert states.count(TrialState.COMPLETE) and states.count(TrialState.PRUNED)
+    assert sum(bool(trial.constraints) for trial in trials) > 0
+    # What was decided stays decided; what was under way is started again, and only that.
+    for before, after in zip(stopped, trials, strict=False):
+        if before.state.is_finished():
+            assert (before.state, before.value) == (after.state, after.value)
+    assert {n for what, n in second.heard if what == "start"} == unfinished | set(
+        range(len(stopped), 7)
+    )
+    # At most the epoch under way is trained again.
+    repeated = set(first.epochs) & set(second.epochs)
+    assert len(repeated) <= len(unfinished)
+    assert not list((tmp_path / "trials").glob("*/*"))
+
+
+def test_a_search_ends_when_its_time_is_up(
+    pool: SlotPool, tmp_path: Path, folder: Path, data_root: Path, recipe: Recipe
+) -> None:
+    space = SearchSpace.model_validate(
+        {
+            "name": "toy",
+            "base": recipe.with_values({"epochs": 10_000}).model_dump(),
+            "search": {"num_trials": 9},
+            "scheduler": {"name": "none"},
+        }
+    )
+    study = TrialStudy(space, url="sqlite://", name="toy")
+    watcher = Watcher()
+    run_trials(
+        study,
+        pool,
+        folder=tmp_path / "trials",
+        data_root=data_root,
+        splits=folder / "splits.npz",
+        observers=[watcher],
+        seconds=3.0,
+    )
+    assert 0 < len(study.trials) <= 2
+    for trial in study.trials:
+        assert trial.state is TrialState.PRUNED
+        assert ("end", trial.number) in watcher.heard
+
+
+class DeadSlots(SlotPool):
+    """Slots that die as soon as they start."""
+
+    starts = 0
+
+    def _trainer(self, slot: int, attempt: int) -> Any:
+        self.starts += 1
+        raise RuntimeError("no such device\nand a long story")
+
+
+def test_without_slots_jobs_fail_instead_of_waiting(
+    ray_cluster: str, tmp_path: Path, job: Job
+) -> None:
+    shape = SlotShape(count=2, cpus=1, gpus=0)
+    with DeadSlots(shape, name="dead", storage=tmp_path) as pool:
+        messages = collect(pool, [job, vary(job, "b")])
+    for name in ("a", "b"):
+        (end,) = messages[name]
+        assert isinstance(end, Failed) and end.slot_lost
+        assert end.message.endswith("died: no such device")
+    assert pool.starts == 2 * 4
+
+
+def test_the_pool_leaves_nothing_behind(slots: tuple[SlotPool, ExitStack], job: Job) -> None:
+    pool, stack = slots
+    collect(pool, [vary(job, "last")])
+    assert workers()
+    stack.close()
+    assert wait_until(lambda: not workers() and not held())
+
+
+def held() -> list[str]:
+    """Placement groups that are not given back."""
+    groups = placement_group_table()
+    return [name for name, group in groups.items() if group["state"] != "REMOVED"]
+
+
+@pytest.mark.parametrize(
+    ("have", "wanted", "concurrent", "shape"),
+    [
+        ({"CPU": 2.0}, {}, "auto", (1, 2, 0)),
+        ({"CPU": 8.0}, {}, "auto", (4, 2, 0)),
+        ({"CPU": 8.0}, {}, 3, (3, 2, 0)),
+        ({"CPU": 1.0}, {}, "auto", (1, 1, 0)),
+        ({"CPU": 8.0}, {"cpus": 1.0}, "auto", (8, 1, 0)),
+        ({"CPU": 2.0}, {"cpus": 0.1}, "auto", (2, 0.1, 0)),
+        ({"CPU": 16.0, "GPU": 1.0}, {}, "auto", (1, 16, 1)),
+        ({"CPU": 16.0, "GPU": 4.0}, {}, "auto", (4, 4, 1)),
+        ({"CPU": 16.0, "GPU": 1.0}, {"gpus": 0.25}, "auto", (4, 4, 0.25)),
+        ({"CPU": 20.0, "GPU": 1.0}, {"gpus": 0.2}, "auto", (5, 4, 0.2)),
+        ({"CPU": 20.0, "GPU": 1.0}, {"gpus": 0.1}, "auto", (10, 2, 0.1)),
+        ({"CPU": 2.0, "GPU": 4.0}, {}, "auto", (2, 1, 1)),
+        ({"CPU": 8.0, "GPU": 1.0}, {"gpus": 0.0}, "auto", (4, 2, 0)),
+    ],
+)
+def test_slots_share_what_there_is(
+    monkeypatch: pytest.MonkeyPatch,
+    have: dict[str, float],
+    wanted: dict[str, float],
+    concurrent: int | str,
+    shape: tuple[int, float, float],
+) -> None:
+    monkeypatch.setattr(ray, "cluster_resources", lambda: have)
+    assert SlotShape.choose(ResourceSpec(**wanted), concurrent) == SlotShape(*shape)
+
+
+@pytest.mark.parametrize("wanted", [{"cpus": 4.0}, {"gpus": 1.0}])
+def test_more_than_there_is_cannot_be_had(
+    monkeypatch: pytest.MonkeyPatch, wanted: dict[str, float]
+) -> None:
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})
+    with pytest.raises(UserError, match=rf"resources.{next(iter(wanted))}: .* wanted"):
+        SlotShape.choose(ResourceSpec(**wanted), "auto")

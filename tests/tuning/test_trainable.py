@@ -1,0 +1,126 @@
+"""The Tune trial against a scripted board: no Ray runs here."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cifartune.config import Recipe
+from cifartune.tuning import trainable
+from cifartune.tuning.messages import RETRIES, Failed, Finished, Job, Message, Progress
+from cifartune.tuning.trainable import Trial
+
+LOST = Failed("slot_lost", "killed")
+
+
+class ScriptedBoard:
+    """Answers `next` from a list, and keeps what it is told."""
+
+    def __init__(self, messages: list[Message]) -> None:
+        self.messages = messages
+        self.submitted: list[Job] = []
+        self.stopped: list[str] = []
+
+    @property
+    def submit(self) -> Any:
+        return Remote(self.submitted.append)
+
+    @property
+    def stop(self) -> Any:
+        return Remote(self.stopped.append)
+
+    @property
+    def next(self) -> Any:
+        return Remote(lambda job_id: self.messages.pop(0))
+
+
+class Remote:
+    def __init__(self, call: Any) -> None:
+        self.remote = call
+
+
+@pytest.fixture(autouse=True)
+def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trainable.ray, "get", lambda result: result)
+
+
+def start(*messages: Message, number: int = 4, epochs: int = 2) -> tuple[Trial, ScriptedBoard]:
+    board = ScriptedBoard(list(messages))
+    trial = Trial.__new__(Trial)
+    trial.setup(
+        config(number, epochs),
+        board=board,
+        folder=Path("trials"),
+        data_root=Path("data"),
+        splits=Path("splits.npz"),
+    )
+    return trial, board
+
+
+def config(number: int, epochs: int = 2) -> dict[str, Any]:
+    return {"number": number, "recipe": Recipe(epochs=epochs).model_dump()}
+
+
+def progress(epoch: int) -> Progress:
+    return Progress(epoch, {"val_accuracy": epoch / 10})
+
+
+def test_a_trial_asks_for_one_epoch_a_step() -> None:
+    trial, board = start(progress(1), progress(2), Finished({"params": 3}))
+    job = Job("trial-4", Recipe(epochs=2), Path("trials/4"), Path("data"), Path("splits.npz"))
+    assert board.submitted == [job]
+    assert trial.step() == {"epoch": 1, "metrics": {"val_accuracy": 0.1}}
+    assert len(board.messages) == 2
+    assert trial.step() == {
+        "epoch": 2,
+        "metrics": {"val_accuracy": 0.2},
+        "done": True,
+        "facts": {"params": 3},
+    }
+
+
+@pytest.mark.parametrize("failure", [Failed("non_finite_loss", "m", 2), Failed("stopped", "m")])
+def test_a_failure_ends_the_trial_with_its_last_result(failure: Failed) -> None:
+    trial, _ = start(progress(1), failure)
+    trial.step()
+    assert trial.step() == {
+        "epoch": 1,
+        "metrics": {"val_accuracy": 0.1},
+        "done": True,
+        "failure": failure,
+    }
+    first, _ = start(failure)
+    assert first.step() == {"done": True, "failure": failure}
+
+
+def test_a_job_whose_slot_died_goes_on_elsewhere() -> None:
+    trial, board = start(progress(1), LOST, progress(2), Finished())
+    assert trial.step()["epoch"] == 1
+    assert trial.step()["epoch"] == 2
+    assert [job.id for job in board.submitted] == ["trial-4"] * 2
+
+
+def test_an_epoch_that_is_trained_again_is_told_once() -> None:
+    """The slot died after the last epoch: another trains it again, or all of them."""
+    trial, _ = start(progress(1), progress(2), LOST, progress(1), progress(2), Finished({"a": 1}))
+    trial.step()
+    last = trial.step()
+    assert (last["epoch"], last["facts"]) == (2, {"a": 1})
+    assert "failure" not in last
+
+
+def test_a_job_is_not_retried_for_ever() -> None:
+    trial, board = start(*[LOST] * 9)
+    assert trial.step() == {"done": True, "failure": LOST}
+    assert len(board.submitted) == 1 + RETRIES
+
+
+def test_the_process_is_reused_for_the_next_trial() -> None:
+    trial, board = start(progress(1), Failed("error", "m"))
+    trial.step()
+    assert trial.reset_config(config(5))
+    assert board.stopped == ["trial-4"]
+    assert [job.id for job in board.submitted] == ["trial-4", "trial-5"]
+    assert trial.step() == {"done": True, "failure": Failed("error", "m")}  # nothing of trial 4's
+    trial.cleanup()
+    assert board.stopped == ["trial-4", "trial-5"]
