@@ -35,7 +35,7 @@ def on_a_board(test: Callable[[Board], Coroutine[Any, Any, None]]) -> Callable[[
         asyncio.run(bounded())
 
     # pytest looks at the signature to find fixtures: this one takes none.
-    del run.__wrapped__  # type: ignore[attr-defined]
+    del run.__wrapped__
     return run
 
 
@@ -51,7 +51,7 @@ async def waits(task: "asyncio.Task[Any]") -> bool:
 
 
 def start(work: Awaitable[Any]) -> "asyncio.Task[Any]":
-    return asyncio.ensure_future(work)  # type: ignore[return-value]
+    return asyncio.ensure_future(work)
 
 
 async def taken(board: Board, slot: int, name: str) -> None:
@@ -78,7 +78,8 @@ async def test_a_waiting_job_goes_to_the_next_free_slot(board: Board) -> None:
     await board.submit(job("b"))
     assert await board.take(0) == job("a")
     assert await board.take(1) == job("b")
-    assert await waits(third := start(board.take(2)))
+    third = start(board.take(2))
+    assert await waits(third)
     third.cancel()
 
 
@@ -213,7 +214,8 @@ async def test_stop_all_ends_waiting_and_running_jobs(board: Board) -> None:
     await board.stop_all()
     assert await reported is False
     assert is_stopped(await waiting)
-    assert await waits(free := start(board.take(0)))
+    free = start(board.take(0))
+    assert await waits(free)
     free.cancel()
 
 

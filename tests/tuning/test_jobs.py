@@ -77,7 +77,7 @@ def test_a_trial_trains_on_the_searchs_own_split(
     assert listener.learned == expected
     assert facts is not None
     assert facts["params"] == sum(p.numel() for p in trainer.network.parameters())
-    assert (facts["precision"], facts["device"]) == ("fp32", "cpu")
+    assert (facts["resolved_precision"], facts["device"]) == ("fp32", "cpu")
     assert facts["threads"] == torch.get_num_threads()
     assert list(job.folder.iterdir()) == []
 

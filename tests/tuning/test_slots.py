@@ -275,7 +275,7 @@ def test_a_search_can_be_stopped_and_resumed(
             assert len(epochs) == 3 and trial.user_attrs["threads"] == 1
         else:
             assert trial.state is TrialState.PRUNED and 0 < len(epochs) < 3
-        if trial.state is not TrialState.RUNNING and "failure" not in trial.user_attrs:
+        if "failure" not in trial.user_attrs:
             assert trial.user_attrs["val_accuracy"] == trial.value
     states = [trial.state for trial in trials]
     assert states.count(TrialState.COMPLETE) and states.count(TrialState.PRUNED)
@@ -335,7 +335,8 @@ def test_without_slots_jobs_fail_instead_of_waiting(
     ray_cluster: str, tmp_path: Path, job: Job
 ) -> None:
     shape = SlotShape(count=2, cpus=1, gpus=0)
-    with DeadSlots(shape, name="dead", storage=tmp_path) as pool:
+    pool = DeadSlots(shape, name="dead", storage=tmp_path)
+    with pool:
         messages = collect(pool, [job, vary(job, "b")])
     for name in ("a", "b"):
         (end,) = messages[name]
@@ -384,7 +385,7 @@ def test_slots_share_what_there_is(
     shape: tuple[int, float, float],
 ) -> None:
     monkeypatch.setattr(ray, "cluster_resources", lambda: have)
-    assert SlotShape.choose(ResourceSpec(**wanted), concurrent) == SlotShape(*shape)
+    assert SlotShape.choose(ResourceSpec.model_validate(wanted), concurrent) == SlotShape(*shape)
 
 
 @pytest.mark.parametrize("wanted", [{"cpus": 4.0}, {"gpus": 1.0}])
@@ -393,4 +394,4 @@ def test_more_than_there_is_cannot_be_had(
 ) -> None:
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})
     with pytest.raises(UserError, match=rf"resources.{next(iter(wanted))}: .* wanted"):
-        SlotShape.choose(ResourceSpec(**wanted), "auto")
+        SlotShape.choose(ResourceSpec.model_validate(wanted), "auto")

@@ -4,7 +4,7 @@ import math
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +62,9 @@ def as_optuna_reads(folder: Path) -> list[FrozenTrial]:
 
 def quality(params: Mapping[str, Any], epoch: int = 6) -> float:
     """A smooth toy objective with its best at a learning rate of 0.1, of SGD."""
-    distance = abs(math.log10(params["optimizer.lr"]) + 1)
-    return 0.9 - 0.1 * distance - 0.05 * (params["optimizer.name"] != "sgd") - 0.3 / epoch
+    distance: float = abs(math.log10(params["optimizer.lr"]) + 1)
+    detour = 0.0 if params["optimizer.name"] == "sgd" else 0.05
+    return 0.9 - 0.1 * distance - detour - 0.3 / epoch
 
 
 def play(study: TrialStudy, count: int) -> list[dict[str, Any]]:

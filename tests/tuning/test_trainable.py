@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 
 from cifartune.config import Recipe
-from cifartune.tuning import trainable
 from cifartune.tuning.messages import RETRIES, Failed, Finished, Job, Message, Progress
 from cifartune.tuning.trainable import Trial
 
@@ -41,7 +40,7 @@ class Remote:
 
 @pytest.fixture(autouse=True)
 def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trainable.ray, "get", lambda result: result)
+    monkeypatch.setattr("ray.get", lambda result: result)
 
 
 def start(*messages: Message, number: int = 4, epochs: int = 2) -> tuple[Trial, ScriptedBoard]:
