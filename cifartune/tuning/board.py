@@ -34,7 +34,8 @@ class Board:
         self._abandoned: Failed | None = None
 
     async def submit(self, job: Job) -> None:
-        """Puts a job on the board; the next free slot takes it."""
+        """Puts a job on the board, in place of one with its id; the next free slot takes it."""
+        await self.stop(job.id)
         entry = self._entries[job.id] = _Entry(job)
         if self._abandoned:
             entry.messages.put_nowait(self._abandoned)

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import ray
 from optuna.trial import FrozenTrial, TrialState
 from ray import tune
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
@@ -73,6 +74,8 @@ def run_trials(
         ),
     )
     tuner.fit()
+    # A trial that was just starting may have put its job there after all were stopped.
+    ray.get(pool.board.stop_all.remote())
     if stopper.out_of_time:
         for trial in study.trials:
             if trial.state is TrialState.RUNNING:

@@ -267,6 +267,15 @@ async def test_a_slot_that_is_late_does_not_speak_for_the_next(board: Board) -> 
 
 
 @on_a_board
+async def test_a_job_that_nobody_asks_for_any_more_gives_its_slot_back(board: Board) -> None:
+    await taken(board, 0, "a")
+    reported = start(board.report(0, "a", progress(1)))
+    await settle()
+    await board.submit(job("a"))
+    assert await reported is False
+
+
+@on_a_board
 async def test_a_lost_idle_slot_gets_no_job(board: Board) -> None:
     lost = start(board.take(0))
     await settle()
