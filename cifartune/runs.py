@@ -3,9 +3,8 @@
 import re
 from pathlib import Path
 
-import yaml
-
 from cifartune.config import SearchSpace
+from cifartune.config.load import dump_space
 from cifartune.errors import UserError
 from cifartune.files import write_atomically
 
@@ -53,8 +52,7 @@ class RunFolder:
                 f"{runs}: cannot write the run there: {error.strerror}; choose another folder with "
                 "--runs"
             ) from None
-        text = yaml.safe_dump(space.model_dump(exclude={"base": {"seed"}}), sort_keys=False)
-        write_atomically(folder.space_file, text)
+        write_atomically(folder.space_file, dump_space(space))
         return folder
 
     @staticmethod

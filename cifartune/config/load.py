@@ -54,6 +54,11 @@ def parse_space(text: str, *, source: str) -> SearchSpace:
     raise UserError("\n".join(f"{source}:{line}: {message}" for line, message in sorted(messages)))
 
 
+def dump_space(space: SearchSpace) -> str:
+    """The text of a file that `load_space` reads back as `space`."""
+    return yaml.dump(space.model_dump(), Dumper=_Dumper, sort_keys=False)
+
+
 def _read_yaml(text: str) -> tuple[yaml.Node | None, Any]:
     """The document as a tree that knows its lines, and as plain values."""
     loader = _Loader(text)
@@ -104,6 +109,12 @@ class _Loader(yaml.SafeLoader):
                 raise _Refused(f"{key.value}: is given twice", key.start_mark)
             given.add(key.value)
         return node
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes the text that `_Loader` would read as something else."""
+
+    yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
 
 
 class _Refused(yaml.YAMLError):

@@ -1,5 +1,6 @@
 """A search in MLflow: a parent run, a child for each trial and refit, a grandchild a fold."""
 
+import hashlib
 import logging
 import os
 import time
@@ -82,6 +83,8 @@ class MlflowTracker(Observer):
         self.failures: list[str] = []
         self._run = run
         self._tags = {key: str(value) for key, value in tags.items()}
+        # A name that is fit for a query, whatever the folder is called.
+        self._search = hashlib.sha256(str(run.path).encode()).hexdigest()[:16]
         self._ids: dict[str, str] = {}
         self._unfinished: set[str] = set()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="mlflow")
@@ -206,10 +209,11 @@ class MlflowTracker(Observer):
 
     def _find_runs(self) -> None:
         """The runs of a search that goes on: each is continued, not doubled."""
-        runs = self._client.search_runs(
-            [self._experiment], f"tags.`cifartune.folder` = '{self._run.path}'", max_results=1000
-        )
-        self._ids = {run.data.tags["cifartune.key"]: run.info.run_id for run in runs}
+        mine, token = f"tags.`cifartune.search` = '{self._search}'", None
+        while token != "":
+            page = self._client.search_runs([self._experiment], mine, page_token=token)
+            self._ids |= {run.data.tags["cifartune.key"]: run.info.run_id for run in page}
+            token = page.token or ""
 
     def _start(
         self, key: str, parent: str | None, tags: dict[str, Any], parameters: dict[str, Any]
@@ -220,7 +224,7 @@ class MlflowTracker(Observer):
             return
         name = self._run.name if parent is None else key
         tags = {f"cifartune.{tag}": str(value) for tag, value in tags.items()}
-        tags |= {"cifartune.folder": str(self._run.path), "cifartune.key": key}
+        tags |= {"cifartune.search": self._search, "cifartune.key": key}
         if parent:
             tags["mlflow.parentRunId"] = self._ids[parent]
         run = self._client.create_run(self._experiment, run_name=name, tags=tags)

@@ -47,7 +47,9 @@ def cluster() -> Iterator[str]:
         The dashboard's address, or an empty string where it did not start.
     """
     ray = load_ray()
-    context = ray.init(include_dashboard=True, log_to_driver=False, logging_level=logging.WARNING)
+    context = ray.init(
+        address="local", include_dashboard=True, log_to_driver=False, logging_level=logging.WARNING
+    )
     _protect_token()
     try:
         url = context.dashboard_url

@@ -68,6 +68,11 @@ class Failed:
         return self.kind in ("non_finite_loss", "out_of_memory")
 
     @property
+    def stopped(self) -> bool:
+        """Whether the job was taken off the board."""
+        return self.kind == "stopped"
+
+    @property
     def slot_lost(self) -> bool:
         """Whether the slot died, so that another may try the job again."""
         return self.kind == "slot_lost"

@@ -158,13 +158,6 @@ class _StudyAsha(_Unpickled, AsyncHyperBandScheduler):
         super().on_trial_add(tune_controller, trial)
         self._replay(trial, self._study.trials[trial.config["number"]])
 
-    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
-        if "failure" in result:
-            # Its last value is an old one, which the rungs hold already.
-            self.on_trial_remove(tune_controller, trial)
-        else:
-            super().on_trial_complete(tune_controller, trial, result)
-
     def _replay(self, handle: Any, recorded: FrozenTrial) -> None:
         for epoch, value in sorted(recorded.intermediate_values.items()):
             self.on_trial_result(self._nobody, handle, {"epoch": epoch, self._metric: value})
@@ -190,6 +183,8 @@ class _Ledger(_Unpickled, tune.Callback):
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         number, failure = trial.config["number"], result.get("failure")
+        if isinstance(failure, Failed) and failure.stopped:
+            return
         if isinstance(failure, Failed):
             end = self._study.reject if failure.blames_recipe else self._study.fail
             end(number, failure.kind, failure.message)
@@ -203,7 +198,10 @@ class _Ledger(_Unpickled, tune.Callback):
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         number, result = trial.config["number"], trial.last_result
-        if "failure" not in result:
+        failure = result.get("failure")
+        if isinstance(failure, Failed) and failure.stopped:
+            return  # by the end of the search: it stays RUNNING, and can go on
+        if failure is None:
             self._study.annotate(number, {**result["metrics"], "seconds": self._seconds[number]})
             if "facts" in result:
                 self._study.annotate(number, result["facts"])

@@ -11,9 +11,11 @@ from cifartune.tuning.messages import RETRIES, Failed, Finished, Job, Message, P
 
 
 class Trial(tune.Trainable):
-    """Puts its recipe on the board and returns one epoch a step.
+    """Puts its recipe on the board at the first step, and returns one epoch a step.
 
-    The process is reused from trial to trial, and holds nothing: the slot trains.
+    The process is reused from trial to trial, and holds nothing: the slot trains. Tune may start
+    two processes for one trial, and drop the one that comes late before its first step: until
+    then a process leaves the board alone.
     """
 
     def setup(
@@ -25,20 +27,22 @@ class Trial(tune.Trainable):
         data_root: Path = Path(),
         splits: Path = Path(),
     ) -> None:
-        """Starts the first trial; the keyword arguments are the same for all of them."""
+        """Takes the first trial; the keyword arguments are the same for all of them."""
         self._board = board
         self._last: dict[str, Any] = {}
         self._folder, self._data_root, self._splits = folder, data_root, splits
-        self._start(config)
+        self._prepare(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Leaves the trial that was stopped and starts the next."""
+        """Leaves the trial that was stopped and takes the next."""
         self.cleanup()
-        self._start(new_config)
+        self._prepare(new_config)
         return True
 
     def step(self) -> dict[str, Any]:
         """The next epoch's metrics; `done` at the end, with `facts` or with a `failure`."""
+        if not self._submitted:
+            self._submit()
         message = self._next()
         if isinstance(message, Progress):
             self._last = {"epoch": message.epoch, "metrics": message.metrics}
@@ -52,12 +56,14 @@ class Trial(tune.Trainable):
         return {**self._last, "done": True, "failure": message}
 
     def cleanup(self) -> None:
-        """Takes the job off the board, if it is there."""
-        ray.get(self._board.stop.remote(self._job.id))
+        """Takes the job off the board, if this process put it there."""
+        if self._submitted:
+            ray.get(self._board.stop.remote(self._job.id))
 
-    def _start(self, config: dict[str, Any]) -> None:
+    def _prepare(self, config: dict[str, Any]) -> None:
         number = config["number"]
         self._last = {}
+        self._submitted = False
         self._job = Job(
             id=f"trial-{number}",
             recipe=Recipe.model_validate(config["recipe"]),
@@ -65,6 +71,9 @@ class Trial(tune.Trainable):
             data_root=self._data_root,
             splits=self._splits,
         )
+
+    def _submit(self) -> None:
+        self._submitted = True
         ray.get(self._board.submit.remote(self._job))
 
     def _next(self) -> Message:
@@ -73,6 +82,6 @@ class Trial(tune.Trainable):
             message: Message = ray.get(self._board.next.remote(self._job.id))
             if not (isinstance(message, Failed) and message.slot_lost):
                 return message
-            ray.get(self._board.submit.remote(self._job))
+            self._submit()
         last: Message = ray.get(self._board.next.remote(self._job.id))
         return last

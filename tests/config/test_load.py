@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cifartune.config import SearchSpace, load_space
-from cifartune.config.load import parse_space
+from cifartune.config.load import dump_space, parse_space
 from cifartune.errors import UserError
 
 MINIMAL = "name: a\nbase: {model: {name: speednet}}\n"
@@ -299,3 +299,10 @@ def test_any_text_is_taken_or_refused(text: str) -> None:
 def test_reading_a_space_needs_no_torch_and_no_time() -> None:
     code = "import sys, cifartune.config; sys.exit(bool({'torch', 'numpy'} & sys.modules.keys()))"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=5)
+
+
+@pytest.mark.parametrize("name", ["a", "1e5", "007", "no", "12"])
+def test_a_dumped_space_is_read_back(name: str) -> None:
+    space = load_space(QUICK).model_copy(update={"name": name})
+    assert parse_space(dump_space(space), source="f.yaml") == space
+    assert parse_space(dump_space(space.smoke()), source="f.yaml") == space.smoke()

@@ -100,16 +100,21 @@ def collect(pool: SlotPool, jobs: list[Job]) -> dict[str, list[Message]]:
     return messages
 
 
-def workers() -> list[psutil.Process]:
-    """The slots' processes: of this process's cluster, not of any other on the machine."""
+def processes(name: str) -> list[psutil.Process]:
+    """Those of this process's own cluster, not of any other on the machine."""
     found = []
     for process in psutil.Process().children(recursive=True):
         try:
-            if "RayTrainWorker" in " ".join(process.cmdline()):
+            if name in " ".join(process.cmdline()):
                 found.append(process)
         except psutil.Error:
             continue
     return found
+
+
+def workers() -> list[psutil.Process]:
+    """The slots' processes."""
+    return processes("RayTrainWorker")
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 60) -> bool:
@@ -262,10 +267,13 @@ def test_a_search_can_be_stopped_and_resumed(
     }
     assert not any(trial.state is TrialState.FAIL for trial in stopped)
 
+    # In one process, the trials' actors of before may still take their jobs off the board.
+    assert wait_until(lambda: not processes("Trainable"))
     second = Watcher()
     trials = run(second, threading.Event())
     assert len(trials) == 7
     for trial in trials:
+        assert trial.state is not TrialState.FAIL, trial.user_attrs
         epochs = sorted(trial.intermediate_values)
         assert epochs == list(range(1, len(epochs) + 1))
         if trial.params["optimizer.lr"] == 10:

@@ -67,8 +67,9 @@ def progress(epoch: int) -> Progress:
 def test_a_trial_asks_for_one_epoch_a_step() -> None:
     trial, board = start(progress(1), progress(2), Finished({"params": 3}))
     job = Job("trial-4", Recipe(epochs=2), Path("trials/4"), Path("data"), Path("splits.npz"))
-    assert board.submitted == [job]
+    assert board.submitted == []
     assert trial.step() == {"epoch": 1, "metrics": {"val_accuracy": 0.1}}
+    assert board.submitted == [job]
     assert len(board.messages) == 2
     assert trial.step() == {
         "epoch": 2,
@@ -119,7 +120,17 @@ def test_the_process_is_reused_for_the_next_trial() -> None:
     trial.step()
     assert trial.reset_config(config(5))
     assert board.stopped == ["trial-4"]
-    assert [job.id for job in board.submitted] == ["trial-4", "trial-5"]
     assert trial.step() == {"done": True, "failure": Failed("error", "m")}  # nothing of trial 4's
+    assert [job.id for job in board.submitted] == ["trial-4", "trial-5"]
     trial.cleanup()
     assert board.stopped == ["trial-4", "trial-5"]
+
+
+def test_a_process_that_never_steps_leaves_the_board_alone() -> None:
+    """Tune drops a process that comes late: its trial may run in another one by then."""
+    trial, board = start()
+    trial.cleanup()
+    assert (board.submitted, board.stopped) == ([], [])
+    trial.reset_config(config(5))
+    trial.cleanup()
+    assert (board.submitted, board.stopped) == ([], [])
