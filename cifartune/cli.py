@@ -4,9 +4,13 @@ import shutil
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from cifartune.config import SearchSpace
+    from cifartune.runs import RunFolder
 
 _STARTED = time.monotonic()
 
@@ -51,15 +55,19 @@ def search(
         RunFolder.check_name(runs, name)
     uri = _checked_uri(tracking_uri, runs)
     root = _prepared(data_dir)
-    run = RunFolder.create(runs, space, name)
-    _run(space, run, root, uri, new=True)
+    run = RunFolder.create(runs, space, name, tracking_uri=uri)
+    try:
+        _run(space, run, root)
+    except BaseException:
+        if not run.has_trials():  # leave nothing half-made behind
+            shutil.rmtree(run.path, ignore_errors=True)
+        raise
 
 
 @app.command()
 def resume(
     name: Annotated[str, typer.Argument(help="The run's name.")],
     runs: RunsOption = Path("runs"),
-    tracking_uri: UriOption = None,
     data_dir: DataDirOption = None,
 ) -> None:
     """Go on with an interrupted search where it stopped."""
@@ -71,8 +79,8 @@ def resume(
     if run.result.exists():
         raise UserError(f"{name} is finished: {run.result} holds its outcome")
     space = load_space(run.space_file)
-    uri = _checked_uri(tracking_uri, runs)
-    _run(space, run, _prepared(data_dir), uri, new=False)
+    _checked_uri(run.tracking_uri, runs)
+    _run(space, run, _prepared(data_dir))
 
 
 @data_app.command()
@@ -121,29 +129,26 @@ def main() -> None:
         sys.exit(130)
 
 
-def _run(space: Any, run: Any, root: Path, uri: str, *, new: bool) -> None:
+def _run(space: "SearchSpace", run: "RunFolder", root: Path) -> None:
     from rich.console import Console
 
-    from cifartune.errors import Interrupted, UserError
-    from cifartune.search import Search
+    from cifartune.errors import Interrupted
 
-    search = Search(
-        space,
-        run,
-        data_root=root,
-        tracking_uri=uri,
-        console=Console(),
-        command=" ".join(["cifartune", *sys.argv[1:]]),
-        started=_STARTED,
-    )
     try:
-        search.run()
-    except Interrupted:
-        raise Interrupted(f"cifartune: stopped; go on with: cifartune resume {run.name}") from None
-    except UserError:
-        if new and not search.begun:  # leave nothing half-made behind
-            shutil.rmtree(run.path)
-        raise
+        from cifartune.search import Search
+
+        Search(
+            space,
+            run,
+            data_root=root,
+            console=Console(),
+            command=" ".join(["cifartune", *sys.argv[1:]]),
+            started=_STARTED,
+        ).run()
+    except (Interrupted, KeyboardInterrupt):
+        if not run.has_trials():
+            raise
+        raise Interrupted(f"cifartune: stopped; go on with: {run.resume_command}") from None
 
 
 def _checked_uri(tracking_uri: str | None, runs: Path) -> str:

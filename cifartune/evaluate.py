@@ -1,5 +1,6 @@
 """The one look at the test set, by the winner's fold ensemble."""
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 
 from cifartune.data.cifar10 import LabelledImages
+from cifartune.files import write_atomically
 from cifartune.statistics import Accuracy
 from cifartune.training.classifier import Ensemble, load_classifier, predict
 from cifartune.training.device import choose_device, choose_precision
@@ -21,7 +23,7 @@ def load_ensemble(weights: list[Path]) -> Ensemble:
 def evaluate(ensemble: Ensemble, images: LabelledImages) -> Accuracy:
     """The accuracy of `ensemble` on `images`, with its interval."""
     device = choose_device()
-    precision = choose_precision("auto", device)
+    precision = choose_precision(ensemble.recipe.precision, device)
     pixels = torch.from_numpy(images.images)
     probabilities = predict(ensemble.to(device), pixels, precision=precision)
     right = probabilities.argmax(1).cpu().numpy() == images.labels
@@ -43,7 +45,9 @@ def export_ensemble(ensemble: Ensemble, path: Path) -> None:
         (torch.zeros(2, 32, 32, 3, dtype=torch.uint8),),
         dynamic_shapes=({0: torch.export.Dim("images", min=1)},),
     )
-    torch.export.save(program, path)
+    buffer = io.BytesIO()
+    torch.export.save(program, buffer)
+    write_atomically(path, buffer.getvalue())
 
 
 class _ChannelsLast(torch.nn.Module):

@@ -60,12 +60,12 @@ def run_refit(
     Each fold trains from scratch. All candidates have the same folds.
 
     Returns:
-        The candidates, the best first: by out-of-fold loss where the search minimises a loss,
-        else by out-of-fold accuracy.
+        The candidates of which no fold failed, the best first: by out-of-fold loss where the search
+        minimises a loss, else by out-of-fold accuracy.
 
     Raises:
         Interrupted: `stop` was set.
-        UserError: A fold failed; the message says which, and why.
+        UserError: A slot was lost or a defect was met in a fold, or no recipe could be refit.
     """
     space = study.space
     recipes = {}
@@ -74,7 +74,7 @@ def run_refit(
         recipes[trial.number] = recipe.with_values({"epochs": space.refit.epochs or recipe.epochs})
         for observer in observers:
             observer.refit_started(trial.number, recipes[trial.number], space.refit.folds)
-    jobs = {}
+    jobs, failed = {}, dict[int, str]()
     for number, recipe in recipes.items():
         for fold in range(space.refit.folds):
             folder = run.fold(number, fold)
@@ -91,17 +91,23 @@ def run_refit(
                 jobs[job.id] = number, fold, job
     for job, message in pool.run([job for _, _, job in jobs.values()], stop=stop):
         number, fold, _ = jobs[job.id]
-        if isinstance(message, Failed):
+        if isinstance(message, Failed) and message.blames_recipe:
+            # It would fail again: the recipe is no candidate. Its other folds run on, unused.
+            failed[number] = f"trial {number}, fold {fold}: {message.message}"
+        elif isinstance(message, Failed):
             raise UserError(
                 f"the refit of trial {number} failed in fold {fold}: {message.message}; "
-                f"go on with: cifartune resume {run.name}"
+                f"go on with: {run.resume_command}"
             )
-        if isinstance(message, Progress):
+        elif isinstance(message, Progress):
             for observer in observers:
                 observer.fold_epoch_ended(number, fold, message.epoch, message.metrics)
+    if len(failed) == len(recipes):
+        raise UserError("every refit failed: " + "; ".join(failed.values()))
     candidates = [
         _candidate(run, splits, labels, number, recipe, space.refit.folds)
         for number, recipe in recipes.items()
+        if number not in failed
     ]
     for candidate in candidates:
         _tell(observers, candidate)

@@ -1,14 +1,17 @@
 """A run's folder: everything that a search leaves behind, each thing in its place."""
 
+import json
 import re
+import sqlite3
+import uuid
+from contextlib import closing
 from pathlib import Path
+from urllib.parse import quote
 
 from cifartune.config import SearchSpace
 from cifartune.config.load import dump_space
 from cifartune.errors import UserError
 from cifartune.files import write_atomically
-
-DEFAULT_RUNS = Path("runs")
 
 
 class RunFolder:
@@ -17,13 +20,14 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path.resolve()
         self.name = path.name
+        self.runs = path.parent
         self.space_file = self.path / "space.yaml"
+        self.identity = self.path / "run.json"
         self.study = self.path / "study.db"
         self.splits = self.path / "splits.npz"
         self.trials = self.path / "trials"
         self.refit = self.path / "refit"
         self.evaluation = self.path / "evaluation.json"
-        self.oof = self.path / "oof.npz"
         self.program = self.path / "model.pt2"
         self.trials_csv = self.path / "trials.csv"
         self.result = self.path / "result.json"
@@ -33,13 +37,16 @@ class RunFolder:
         self.ray = self.path / "ray"
 
     @classmethod
-    def create(cls, runs: Path, space: SearchSpace, name: str | None = None) -> "RunFolder":
-        """Makes the folder of a new run and writes the space into it.
+    def create(
+        cls, runs: Path, space: SearchSpace, name: str | None = None, *, tracking_uri: str = ""
+    ) -> "RunFolder":
+        """Makes the folder of a new run and writes the space and the run's identity into it.
 
         Args:
             runs: The folder of all runs.
             space: The search.
             name: The run's name. Default: the space's, with -2, -3, ... where that is taken.
+            tracking_uri: Where the run is logged, and goes on to be when it is resumed.
 
         Raises:
             UserError: `name` is taken, or the folder cannot be written.
@@ -52,6 +59,8 @@ class RunFolder:
                 f"{runs}: cannot write the run there: {error.strerror}; choose another folder with "
                 "--runs"
             ) from None
+        identity = {"id": uuid.uuid4().hex, "tracking_uri": tracking_uri}
+        write_atomically(folder.identity, json.dumps(identity))
         write_atomically(folder.space_file, dump_space(space))
         return folder
 
@@ -62,10 +71,10 @@ class RunFolder:
         Raises:
             UserError: Says which.
         """
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", name):
             raise UserError(
-                f"--name {name}: letters, digits, '-', '_' and '.' are allowed, and no '-' or '.' "
-                "in front"
+                f"--name {name}: letters, digits, '-', '_' and '.' are allowed, up to 100 of "
+                "them, and no '-', '_' or '.' in front"
             )
         if (runs / name).exists():
             raise UserError(
@@ -102,6 +111,30 @@ class RunFolder:
                 + (f"are {', '.join(known)}" if known else "are none yet")
             )
         return folder
+
+    @property
+    def id(self) -> str:
+        """Names this run among all others, wherever its folder is moved."""
+        return str(json.loads(self.identity.read_text())["id"])
+
+    def has_trials(self) -> bool:
+        """Whether a trial is recorded, finished or not."""
+        try:
+            with closing(sqlite3.connect(f"file:{quote(str(self.study))}?mode=ro", uri=True)) as db:
+                return bool(db.execute("SELECT 1 FROM trials LIMIT 1").fetchone())
+        except sqlite3.OperationalError:
+            return False
+
+    @property
+    def resume_command(self) -> str:
+        """What the user types to go on with this run, in the folder where it was started."""
+        runs = self.runs if self.runs != Path("runs") else None
+        return f"cifartune resume {self.name}" + (f" --runs {runs}" if runs else "")
+
+    @property
+    def tracking_uri(self) -> str:
+        """Where the run is logged."""
+        return str(json.loads(self.identity.read_text())["tracking_uri"])
 
     def fold(self, trial: int, fold: int) -> Path:
         """Where the refit of a trial's recipe keeps the weights and logits of one fold."""

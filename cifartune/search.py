@@ -38,7 +38,6 @@ class Search:
         space: The search, as it stands in the run's folder.
         run: Where everything is kept.
         data_root: The prepared images; of the test images, only the evaluation reads them.
-        tracking_uri: The MLflow store.
         console: Where progress and summary are shown.
         command: The command line, for MLflow.
         started: When the command began, on the clock of `time.monotonic`.
@@ -50,7 +49,6 @@ class Search:
         run: RunFolder,
         *,
         data_root: Path,
-        tracking_uri: str,
         console: Console,
         command: str = "",
         started: float | None = None,
@@ -59,11 +57,9 @@ class Search:
         self.run_folder = run
         self.console = console
         self._data_root = data_root
-        self._uri = tracking_uri
+        self._uri = run.tracking_uri
         self._command = command
         self._started = time.monotonic() if started is None else started
-        self.begun = False
-        """Whether a trial may have been started, so that there is something to keep."""
         self._stop = threading.Event()
         self._clock = Clock(run.clock)
 
@@ -151,7 +147,6 @@ class Search:
     def _run_trials(self, pool: "SlotPool") -> None:
         from cifartune.tuning.search import run_trials
 
-        self.begun = True
         budget = self.space.search.time_budget
         spent = self._clock.seconds.get("search", 0.0)
         with self._clock.time("search"):
@@ -206,7 +201,7 @@ class Search:
             seconds=self._clock.totals(),
             mlflow={"uri": self._uri, "run_id": self._tracker.run_id},
         )
-        trials_frame(self._study).to_csv(run.trials_csv, index=False)
+        write_atomically(run.trials_csv, trials_frame(self._study).to_csv(index=False))
         write_atomically(run.result, to_json(result))
         headline = {
             "val_accuracy": result["validation_accuracy"],

@@ -24,8 +24,10 @@ IMAGES, FOLDS = 200, 4
 class FakePool:
     """Trains nothing: a recipe of learning rate r classifies a share r of its images rightly."""
 
-    def __init__(self, splits: Splits, labels: Any, broken: str = "") -> None:
-        self.splits, self.labels, self.broken = splits, labels, broken
+    def __init__(
+        self, splits: Splits, labels: Any, broken: str = "", kind: str = "non_finite_loss"
+    ) -> None:
+        self.splits, self.labels, self.broken, self.kind = splits, labels, broken, kind
         self.jobs: list[Job] = []
 
     def run(
@@ -33,8 +35,8 @@ class FakePool:
     ) -> Iterator[tuple[Job, Message]]:
         for job in jobs:
             self.jobs.append(job)
-            if job.id == self.broken:
-                yield job, Failed("non_finite_loss", "the loss was not finite in epoch 1")
+            if job.id.startswith(self.broken or "none"):
+                yield job, Failed(self.kind, "it broke")
                 continue
             assert job.fold is not None
             labels = self.labels[self.splits.held_out(job.fold)[1]]
@@ -123,12 +125,24 @@ def test_folds_that_are_done_are_kept(tmp_path: Path, splits: Splits, labels: An
     assert again.jobs == [first.jobs[3]]
 
 
-def test_a_fold_that_fails_is_named(tmp_path: Path, splits: Splits, labels: Any) -> None:
+def test_a_fold_that_is_lost_is_named(tmp_path: Path, splits: Splits, labels: Any) -> None:
     study, run = search(tmp_path)
     best = study.best()[0].number
-    pool = FakePool(splits, labels, broken=f"refit-{best}-fold-2")
+    pool = FakePool(splits, labels, broken=f"refit-{best}-fold-2", kind="slot_lost")
     with pytest.raises(UserError, match=rf"refit of trial {best} failed in fold 2.*resume toy"):
         refit(study, run, pool)
+
+
+def test_a_recipe_that_fails_is_no_candidate(tmp_path: Path, splits: Splits, labels: Any) -> None:
+    """It would fail again, however often the search is resumed; the others are not lost by it."""
+    study, run = search(tmp_path)
+    best, second = (trial.number for trial in study.best(2))
+    pool = FakePool(splits, labels, broken=f"refit-{best}-fold-2")
+    assert [c.number for c in refit(study, run, pool)] == [second]
+
+    study, run = search(tmp_path)
+    with pytest.raises(UserError, match=r"every refit failed.*it broke"):
+        refit(study, run, FakePool(splits, labels, broken="refit-"))
 
 
 def test_a_search_for_the_least_loss_chooses_by_loss(

@@ -269,6 +269,7 @@ class SearchSpace(Section):
             "data": DataSpec(validation=512, train_subset=512),
             "search": self.search.model_copy(update={"num_trials": 2}),
             "scheduler": self.scheduler.model_copy(update={"grace_period": 1}),
+            "resources": ResourceSpec(),
             "refit": RefitSpec(top_k=1, folds=2),
             "stand_in": 512,
         }

@@ -1,10 +1,13 @@
 """Which images train, validate, and stand in for the test set. Nothing else hands out indices."""
 
+import io
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+
+from cifartune.files import write_atomically
 
 Indices = npt.NDArray[np.int64]
 
@@ -34,7 +37,9 @@ class Splits:
 
     def save(self, path: Path) -> None:
         """Writes the indices to an npz file."""
-        np.savez(path, **vars(self))
+        buffer = io.BytesIO()
+        np.savez(buffer, **vars(self))
+        write_atomically(path, buffer.getvalue())
 
     @classmethod
     def load(cls, path: Path) -> "Splits":

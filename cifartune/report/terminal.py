@@ -63,6 +63,8 @@ class Progress(Observer):
         )
 
     def trial_ended(self, trial: FrozenTrial) -> None:
+        if trial.number not in self._rows:
+            return  # over before it began
         row = self._rows[trial.number]
         ends = {"COMPLETE": "complete", "PRUNED": "stopped", "FAIL": "failed"}
         failure = str(trial.user_attrs.get("failure", ""))

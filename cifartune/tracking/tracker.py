@@ -1,6 +1,6 @@
 """A search in MLflow: a parent run, a child for each trial and refit, a grandchild a fold."""
 
-import hashlib
+import http.client
 import logging
 import os
 import time
@@ -11,7 +11,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from filelock import FileLock
 from optuna.trial import FrozenTrial, TrialState
@@ -27,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 EXPERIMENT = "cifartune"
 ANSWER_SECONDS = 5.0
+GIVE_UP = 5
+"""After so many writes that failed in a row, no further one is tried."""
 
 # No telemetry, no minutes of retries before an error is told, nothing over our own table.
 ENVIRONMENT = {
@@ -49,17 +50,19 @@ def check_server(uri: str) -> None:
     Raises:
         UserError: Nothing answers, or the URI is of an unknown kind.
     """
-    scheme = urlsplit(uri).scheme
-    if scheme in ("http", "https"):
+    kind = uri.partition(":")[0].partition("+")[0]
+    if kind in ("http", "https"):
         try:
             urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=ANSWER_SECONDS).close()
-        except (urllib.error.URLError, OSError, ValueError) as error:
+        except urllib.error.HTTPError:
+            return  # it answers; whether it lets us in is seen when the store is opened
+        except (OSError, ValueError, http.client.HTTPException) as error:
             raise UserError(
                 f"--tracking-uri {uri}: the MLflow server does not answer "
-                f"({getattr(error, 'reason', error)}); start it with `mlflow server`, or leave the "
-                "option out to keep runs in runs/mlflow.db"
+                f"({getattr(error, 'reason', error)}); start it with `mlflow server`, or keep runs "
+                "in runs/mlflow.db: leave the option out, and MLFLOW_TRACKING_URI unset"
             ) from None
-    elif scheme not in ("sqlite", "postgresql", "mysql", "mssql", "databricks"):
+    elif kind not in ("sqlite", "postgresql", "mysql", "mssql", "databricks"):
         raise UserError(
             f"--tracking-uri {uri}: neither a server (http://...) nor a database (sqlite:///...)"
         )
@@ -68,7 +71,8 @@ def check_server(uri: str) -> None:
 class MlflowTracker(Observer):
     """Writes a search to MLflow, in order, on a thread of its own: training never waits for it.
 
-    A write that fails is reported once and skipped; the study holds everything all the same.
+    A write that fails is kept in `failures` and skipped; after some in a row, so are all others.
+    The study holds everything all the same.
 
     Args:
         uri: The tracking store. A SQLite file is made here, by one process at a time.
@@ -81,10 +85,10 @@ class MlflowTracker(Observer):
             os.environ.setdefault(name, value)
         self.uri = uri
         self.failures: list[str] = []
+        self._in_a_row = 0
         self._run = run
         self._tags = {key: str(value) for key, value in tags.items()}
-        # A name that is fit for a query, whatever the folder is called.
-        self._search = hashlib.sha256(str(run.path).encode()).hexdigest()[:16]
+        self._search = run.id
         self._ids: dict[str, str] = {}
         self._unfinished: set[str] = set()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="mlflow")
@@ -181,11 +185,16 @@ class MlflowTracker(Observer):
 
     def _do(self, call: Callable[[], None]) -> "Future[None]":
         def guarded() -> None:
+            if self._in_a_row >= GIVE_UP:
+                return
             try:
                 call()
             except Exception as error:  # tracking must never end a search
                 logger.exception("MLflow")
                 self.failures.append(_first_line(error))
+                self._in_a_row += 1
+            else:
+                self._in_a_row = 0
 
         return self._thread.submit(guarded)
 
@@ -200,7 +209,7 @@ class MlflowTracker(Observer):
                 self._experiment = experiment.experiment_id
             else:
                 artifacts = self._run.path.parent / "mlflow-artifacts"
-                local = artifacts.as_uri() if urlsplit(self.uri).scheme == "sqlite" else None
+                local = artifacts.as_uri() if self.uri.startswith("sqlite") else None
                 self._experiment = self._client.create_experiment(EXPERIMENT, local)
         self._find_runs()
         tags = {"kind": "search", "folder": str(self._run.path), "version": __version__}

@@ -57,6 +57,7 @@ class Ensemble(nn.Module):
 
     def __init__(self, members: list[Classifier]) -> None:
         super().__init__()
+        self.recipe = members[0].recipe
         self.members = nn.ModuleList(members)
 
     def forward(self, images: Tensor) -> Tensor:

@@ -32,6 +32,7 @@ class Board:
         self._idle: dict[int, asyncio.Future[Job | None]] = {}
         self._closed = False
         self._abandoned: Failed | None = None
+        self._worked: set[int] = set()
 
     async def submit(self, job: Job) -> None:
         """Puts a job on the board, in place of one with its id; the next free slot takes it."""
@@ -84,6 +85,7 @@ class Board:
 
     async def report(self, slot: int, job_id: str, message: Progress) -> bool:
         """A slot finished an epoch: waits for the verdict, whether to begin the next."""
+        self._worked.add(slot)
         entry = self._entry_of(slot, job_id)
         if entry is None:
             return False
@@ -92,18 +94,26 @@ class Board:
 
     async def end(self, slot: int, job_id: str, message: Message) -> None:
         """A slot's job ended by itself."""
+        self._worked.add(slot)
         entry = self._entry_of(slot, job_id)
         if entry is not None:
             entry.slot = None
             entry.messages.put_nowait(message)
 
-    async def lose(self, slot: int, reason: str) -> None:
-        """A slot died, and with it the job that it was at."""
+    async def lose(self, slot: int, reason: str) -> bool:
+        """A slot died, and with it the job that it was at.
+
+        Returns:
+            Whether it had finished an epoch or a job since it was lost before.
+        """
         self._idle.pop(slot, None)
         for entry in self._entries.values():
             if entry.slot == slot:
                 entry.slot = None
                 entry.messages.put_nowait(Failed("slot_lost", reason))
+        worked = slot in self._worked
+        self._worked.discard(slot)
+        return worked
 
     async def abandon(self, reason: str) -> None:
         """No slot is left: every job on the board fails, and every later one."""

@@ -24,13 +24,16 @@ WEIGHTS = "weights.safetensors"
 LOGITS = "logits.npy"
 
 
-def run_job(job: Job, report: Callable[[EpochResult], bool]) -> dict[str, Any] | None:
+def run_job(
+    job: Job, report: Callable[[EpochResult], bool], *, device: torch.device | None = None
+) -> dict[str, Any] | None:
     """Trains `job`, from its checkpoint where there is one.
 
     Args:
         job: The recipe, its split and its folder.
         report: Gets each epoch's result, and says whether to go on. If so, the epoch's checkpoint
             is written and the next epoch begins.
+        device: Default: the GPU where there is one.
 
     Returns:
         Facts about the run: parameters, precision, device and threads; None if `report` ended it
@@ -39,11 +42,11 @@ def run_job(job: Job, report: Callable[[EpochResult], bool]) -> dict[str, Any] |
     Raises:
         TrainingFailure: The recipe failed.
     """
-    device = choose_device()
+    device = device or choose_device()
     trainer = Trainer(job.recipe, _split(job, device), device=device)
     checkpoint = job.folder / CHECKPOINT
     if checkpoint.exists():
-        trainer.load_state_dict(torch.load(checkpoint, weights_only=True))
+        trainer.load_state_dict(torch.load(checkpoint, map_location=device, weights_only=True))
     try:
         for result in trainer:
             if not report(result):

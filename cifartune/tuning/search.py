@@ -15,6 +15,7 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialSch
 from ray.tune.search import Searcher
 
 from cifartune.config.parameters import largest
+from cifartune.errors import UserError
 from cifartune.events import Observer
 from cifartune.tuning.messages import Failed
 from cifartune.tuning.slots import SlotPool
@@ -53,6 +54,7 @@ def run_trials(
     trainable = tune.with_resources(
         tune.with_parameters(Trial, **parameters), tune.PlacementGroupFactory([{"CPU": 0.001}])
     )
+    ledger = _Ledger(study, pool, observers, folder)
     tuner = tune.Tuner(
         trainable,
         tune_config=tune.TuneConfig(
@@ -67,7 +69,7 @@ def run_trials(
             name="tune",
             storage_path=str(pool.storage),
             stop=stopper,
-            callbacks=[_Ledger(study, observers, folder)],
+            callbacks=[ledger],
             # The slots write the checkpoints of the trials.
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             verbose=0,
@@ -76,11 +78,13 @@ def run_trials(
     tuner.fit()
     # A trial that was just starting may have put its job there after all were stopped.
     ray.get(pool.board.stop_all.remote())
+    if pool.lost:
+        raise UserError(f"no slot is left to train on: {pool.lost}")
     if stopper.out_of_time:
         for trial in study.trials:
             if trial.state is TrialState.RUNNING:
                 study.prune(trial.number)
-                _tell_end(observers, study, trial.number)
+                ledger.close(trial.number)
 
 
 class _Unpickled:
@@ -136,7 +140,7 @@ def _scheduler(study: TrialStudy) -> TrialScheduler:
         time_attr="epoch",
         grace_period=settings.grace_period,
         reduction_factor=settings.reduction_factor,
-        max_t=largest(epochs) if epochs else study.space.base.epochs,
+        max_t=max(study.space.base.epochs, largest(epochs) if epochs else 0),
     )
 
 
@@ -158,19 +162,27 @@ class _StudyAsha(_Unpickled, AsyncHyperBandScheduler):
         super().on_trial_add(tune_controller, trial)
         self._replay(trial, self._study.trials[trial.config["number"]])
 
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        decision = super().on_trial_result(tune_controller, trial, result)
+        # The baseline is trained to its end, so that every search can say whether it was beaten.
+        is_baseline = getattr(trial, "config", {}).get("number") == 0
+        return TrialScheduler.CONTINUE if is_baseline else decision
+
     def _replay(self, handle: Any, recorded: FrozenTrial) -> None:
         for epoch, value in sorted(recorded.intermediate_values.items()):
-            self.on_trial_result(self._nobody, handle, {"epoch": epoch, self._metric: value})
+            self.on_trial_result(self._nobody, handle, {"epoch": epoch, str(self._metric): value})
 
 
 class _Ledger(_Unpickled, tune.Callback):
     """Writes each event to the study before Tune acts on it, then tells the observers."""
 
-    def __init__(self, study: TrialStudy, observers: Sequence[Observer], folder: Path) -> None:
+    def __init__(
+        self, study: TrialStudy, pool: SlotPool, observers: Sequence[Observer], folder: Path
+    ) -> None:
         self._study = study
+        self._pool = pool
         self._observers = observers
         self._folder = folder
-        self._seconds: dict[int, float] = {}
         self._metric = study.space.objective.metric
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -183,7 +195,7 @@ class _Ledger(_Unpickled, tune.Callback):
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         number, failure = trial.config["number"], result.get("failure")
-        if isinstance(failure, Failed) and failure.stopped:
+        if isinstance(failure, Failed) and (failure.stopped or self._pool.lost):
             return
         if isinstance(failure, Failed):
             end = self._study.reject if failure.blames_recipe else self._study.fail
@@ -191,33 +203,35 @@ class _Ledger(_Unpickled, tune.Callback):
             return
         epoch = result["epoch"]
         metrics = result["metrics"]
+        before = self._study.trials[number].user_attrs.get("seconds", 0.0)
+        self._study.annotate(number, {**metrics, "seconds": before + metrics["seconds"]})
         self._study.record(number, epoch, metrics[self._metric])
-        self._seconds[number] = self._seconds.get(number, 0.0) + metrics["seconds"]
         for observer in self._observers:
             observer.epoch_ended(number, epoch, metrics)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         number, result = trial.config["number"], trial.last_result
         failure = result.get("failure")
-        if isinstance(failure, Failed) and failure.stopped:
+        if isinstance(failure, Failed) and (failure.stopped or self._pool.lost):
             return  # by the end of the search: it stays RUNNING, and can go on
         if failure is None:
-            self._study.annotate(number, {**result["metrics"], "seconds": self._seconds[number]})
             if "facts" in result:
                 self._study.annotate(number, result["facts"])
                 self._study.complete(number)
             else:
                 self._study.prune(number)
-        self._close(number)
+        self.close(number)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         number = trial.config["number"]
         self._study.fail(number, "error", str(trial.get_error() or "the trial's process died"))
-        self._close(number)
+        self.close(number)
 
-    def _close(self, number: int) -> None:
-        shutil.rmtree(self._folder / str(number), ignore_errors=True)  # its checkpoint
-        _tell_end(self._observers, self._study, number)
+    def close(self, number: int) -> None:
+        """A trial is over: frees its checkpoint and tells the observers."""
+        shutil.rmtree(self._folder / str(number), ignore_errors=True)
+        for observer in self._observers:
+            observer.trial_ended(self._study.trials[number])
 
 
 class _Stopper(_Unpickled, tune.Stopper):
@@ -239,7 +253,7 @@ class _Stopper(_Unpickled, tune.Stopper):
             # Tune waits for a step under way, which would be an epoch: let it return now.
             self._pool.board.stop_all.remote()
             self._stopped = True
-        return self._stopped
+        return self._stopped or bool(self._pool.lost)
 
 
 def _dirname(trial: Any) -> str:
@@ -249,8 +263,3 @@ def _dirname(trial: Any) -> str:
 def _tune_metric(study: TrialStudy) -> str:
     """The objective's name in Tune's flattened results."""
     return f"metrics/{study.space.objective.metric}"
-
-
-def _tell_end(observers: Sequence[Observer], study: TrialStudy, number: int) -> None:
-    for observer in observers:
-        observer.trial_ended(study.trials[number])

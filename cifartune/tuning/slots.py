@@ -2,6 +2,7 @@
 
 import logging
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from cifartune.tuning.messages import RETRIES, Failed, Finished, Job, Message, P
 logger = logging.getLogger(__name__)
 
 RESTARTS = 3
-"""How often a slot is started again after it died."""
+"""How often in a row a slot may die without an epoch in between, and be started again."""
 
 CLOSE_SECONDS = 30.0
 """How long a closing pool waits for its slots to leave in order."""
@@ -96,6 +97,8 @@ class SlotPool:
         # A thousand calls may wait on it at a time: one for every slot and every running trial.
         actor = ray.remote(num_cpus=0)(Board).options(max_concurrency=1000)
         self.board: Any = actor.remote()
+        self.lost = ""
+        """Why no slot is left; empty while one is."""
         self._closing = threading.Event()
         self._alive = shape.count
         self._lock = threading.Lock()
@@ -120,8 +123,9 @@ class SlotPool:
             return  # at once: what still runs ends with Ray
         with suppress(ray.exceptions.RayError):
             ray.get(self.board.close.remote())
+        deadline = time.monotonic() + CLOSE_SECONDS
         for thread in self._threads:
-            thread.join(CLOSE_SECONDS)
+            thread.join(max(0.0, deadline - time.monotonic()))
 
     def run(
         self, jobs: Iterable[Job], *, stop: threading.Event | None = None
@@ -160,25 +164,33 @@ class SlotPool:
                 yield job, message
 
     def _keep(self, slot: int) -> None:
-        """Keeps one slot running until the pool closes, or it dies too often."""
-        for attempt in range(RESTARTS + 1):
+        """Keeps one slot running until the pool closes, or it dies too often in a row."""
+        start = deaths = 0
+        while deaths <= RESTARTS:
             try:
-                self._trainer(slot, attempt).fit()
+                self._trainer(slot, start).fit()
                 return
             except Exception as error:  # whatever ended the worker group, its job must hear of it
                 reason = f"slot {slot} died: {_first_line(error)}"
             if self._closing.is_set():
                 return
             logger.warning("%s; starting it again", reason)
-            ray.get(self.board.lose.remote(slot, reason))
+            try:
+                progress = ray.get(self.board.lose.remote(slot, reason))
+            except ray.exceptions.RayError as error:
+                reason = f"the board died: {_first_line(error)}"
+                break
+            start, deaths = start + 1, 1 if progress else deaths + 1
         with self._lock:
             self._alive -= 1
             if not self._alive:
-                ray.get(self.board.abandon.remote(reason))
+                self.lost = reason
+                with suppress(ray.exceptions.RayError):
+                    ray.get(self.board.abandon.remote(reason))
 
     def _trainer(self, slot: int, attempt: int) -> TorchTrainer:
         # A hundredth of a core is left over, for the trials' own processes to be scheduled.
-        resources = {"CPU": self.shape.cpus - 0.01}
+        resources = {"CPU": max(0.01, self.shape.cpus - 0.01)}
         if self.shape.gpus:
             resources["GPU"] = self.shape.gpus
         name = f"{self.name}-slot-{slot}" + (f"-restart-{attempt}" if attempt else "")
@@ -188,6 +200,7 @@ class SlotPool:
                 "board": self.board,
                 "slot": slot,
                 "threads": max(1, int(self.shape.cpus)),
+                "device": "cuda" if self.shape.gpus else "cpu",
             },
             scaling_config=ScalingConfig(
                 num_workers=1, use_gpu=bool(self.shape.gpus), resources_per_worker=resources
@@ -222,12 +235,14 @@ def slot_loop(config: dict[str, Any]) -> None:
 
         message: Message
         try:
-            facts = run_job(job, report)
+            facts = run_job(job, report, device=torch.device(config["device"]))
             message = Finished(facts or {})
         except TrainingFailure as failure:
             message = Failed(failure.kind, str(failure), getattr(failure, "epoch", None))
         except torch.OutOfMemoryError as error:
             message = Failed("out_of_memory", _first_line(error))
+        except torch.AcceleratorError:
+            raise  # the device's state is lost, and this process with it
         except Exception as error:  # a defect in one recipe's path must not take the slot with it
             message = Failed("error", f"{type(error).__name__}: {_first_line(error)}")
         ray.get(board.end.remote(config["slot"], job.id, message))

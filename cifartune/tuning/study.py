@@ -69,13 +69,16 @@ class TrialStudy:
     def best(self, count: int = 1) -> list[FrozenTrial]:
         """The `count` best trials by the objective, the best first; unfinished budgets last.
 
-        A trial that trained longer is ranked before any that was stopped earlier.
+        A complete trial is ranked before any that was stopped, and of those one that came nearer
+        to its last epoch before the others.
         """
         sign = 1 if self.space.objective.mode == "max" else -1
 
-        def rank(trial: FrozenTrial) -> tuple[int, float]:
+        def rank(trial: FrozenTrial) -> tuple[bool, float, float]:
             epoch = max(trial.intermediate_values)
-            return epoch, sign * trial.intermediate_values[epoch]
+            is_complete = trial.state is TrialState.COMPLETE
+            share = 1.0 if is_complete else epoch / self.recipe(trial).epochs
+            return is_complete, share, sign * trial.intermediate_values[epoch]
 
         candidates = [t for t in self.trials if t.intermediate_values and is_feasible(t)]
         return sorted(candidates, key=rank, reverse=True)[:count]

@@ -333,3 +333,16 @@ async def test_close_lets_every_slot_end(board: Board) -> None:
 def test_failures_say_whose_they_are(kind: str, blamed: bool, lost: bool) -> None:
     failure = Failed(kind, "")
     assert (failure.blames_recipe, failure.slot_lost) == (blamed, lost)
+
+
+@on_a_board
+async def test_a_lost_slot_says_whether_it_had_worked(board: Board) -> None:
+    await taken(board, 0, "a")
+    assert await board.lose(0, "killed") is False
+    await board.next("a")
+    await taken(board, 0, "b")
+    reported = start(board.report(0, "b", progress(1)))
+    await settle()
+    assert await board.lose(0, "killed") is True
+    assert await board.lose(0, "killed") is False
+    reported.cancel()
