@@ -64,12 +64,12 @@ class LabelledImages:
 
 def default_root() -> Path:
     """The folder of the prepared arrays: `$CIFARTUNE_DATA`, or the user's cache folder."""
-    return Path(os.environ.get("CIFARTUNE_DATA") or user_cache_dir("cifartune")).expanduser()
+    return Path(os.path.expanduser(os.environ.get("CIFARTUNE_DATA") or user_cache_dir("cifartune")))
 
 
 def resolve_root(root: str | Path | None) -> Path:
     """The given folder, or the default one where none is given."""
-    return default_root() if root is None else Path(root).expanduser()
+    return default_root() if root is None else Path(os.path.expanduser(root))
 
 
 def to_records(labels: Bytes, images: Bytes) -> Bytes:

@@ -53,7 +53,7 @@ def fetch(
     """
     folder = resolve_root(root)
     report = progress or _no_progress
-    given = None if data_dir is None else _require_official(Path(data_dir).expanduser())
+    given = None if data_dir is None else _require_official(Path(os.path.expanduser(data_dir)))
     if is_prepared(folder):
         return folder
     try:

@@ -1,8 +1,10 @@
 """The end of a search: its outcome as result.json, and as text for the terminal."""
 
 import json
+from textwrap import indent
 from typing import Any
 
+import yaml
 from optuna.trial import TrialState
 from rich.console import Console
 from rich.table import Table
@@ -10,7 +12,7 @@ from rich.table import Table
 from cifartune.config import Recipe, SearchSpace
 from cifartune.refit import Candidate
 from cifartune.report.machine import hardware, versions
-from cifartune.report.tables import Row, show_value, trials_table
+from cifartune.report.tables import Row, trials_table
 from cifartune.statistics import Accuracy
 from cifartune.tuning.study import TrialStudy, is_feasible
 
@@ -83,11 +85,13 @@ def print_summary(result: dict[str, Any], study: TrialStudy, console: Console) -
     )
     console.print(f"[bold]Winner: trial {number}.[/] Against the baseline it changes")
     for field, (before, after) in result["changed"].items():
-        console.print(
-            f"  {field:24} {show_value(before):>10} -> {show_value(after)}", highlight=False
-        )
+        console.print(f"  {field:24} {_exact(before):>10} -> {_exact(after)}", highlight=False)
     if not result["changed"]:
         console.print("  nothing: the baseline itself won")
+    console.print("\n[bold]Its recipe[/], as the base of a space file")
+    recipe = {key: value for key, value in result["winner"].items() if key != "seed"}
+    text = yaml.safe_dump(recipe, default_flow_style=None, sort_keys=False, width=76)
+    console.print(indent(text.rstrip(), "  "), highlight=False, markup=False)
     lines = [
         ("validation", _percent(result["validation_accuracy"])),
         ("", f"baseline {_percent(result['baseline_validation_accuracy'])}"),
@@ -127,6 +131,11 @@ def show_time(seconds: float) -> str:
 def to_json(result: dict[str, Any]) -> str:
     """The text of result.json."""
     return json.dumps(result, indent=2) + "\n"
+
+
+def _exact(value: Any) -> str:
+    """Four digits, so that what differs looks different."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _interval(accuracy: dict[str, float]) -> str:

@@ -202,7 +202,7 @@ class MlflowTracker(Observer):
         from mlflow import MlflowClient
 
         # Two processes that make the same new SQLite store at once would destroy it.
-        with FileLock(self._run.path.parent / ".mlflow.lock"):
+        with FileLock(self._lock()):
             self._client = MlflowClient(self.uri)
             experiment = self._client.get_experiment_by_name(EXPERIMENT)
             if experiment:
@@ -215,6 +215,14 @@ class MlflowTracker(Observer):
         tags = {"kind": "search", "folder": str(self._run.path), "version": __version__}
         self._start("search", None, tags | self._tags, {})
         self._client.log_artifact(self._ids["search"], str(self._run.space_file))
+
+    def _lock(self) -> Path:
+        """Lies beside a SQLite store, for all searches that share it."""
+        if not self.uri.startswith("sqlite:///"):
+            return self._run.path / ".mlflow.lock"
+        store = Path(self.uri.removeprefix("sqlite:///"))
+        store.parent.mkdir(parents=True, exist_ok=True)
+        return store.with_name(f".{store.name}.lock")
 
     def _find_runs(self) -> None:
         """The runs of a search that goes on: each is continued, not doubled."""
