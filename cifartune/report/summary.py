@@ -89,8 +89,8 @@ def print_summary(result: dict[str, Any], study: TrialStudy, console: Console) -
     if not result["changed"]:
         console.print("  nothing: the baseline itself won")
     console.print("\n[bold]Its recipe[/], as the base of a space file")
-    recipe = {key: value for key, value in result["winner"].items() if key != "seed"}
-    text = yaml.safe_dump(recipe, default_flow_style=None, sort_keys=False, width=76)
+    recipe = {key: _rounded(value) for key, value in result["winner"].items() if key != "seed"}
+    text = yaml.safe_dump(recipe, default_flow_style=None, sort_keys=False, width=58)
     console.print(indent(text.rstrip(), "  "), highlight=False, markup=False)
     lines = [
         ("validation", _percent(result["validation_accuracy"])),
@@ -136,6 +136,13 @@ def to_json(result: dict[str, Any]) -> str:
 def _exact(value: Any) -> str:
     """Four digits, so that what differs looks different."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _rounded(value: Any) -> Any:
+    """Floats to four digits, in sections too; result.json has them all."""
+    if isinstance(value, dict):
+        return {key: _rounded(part) for key, part in value.items()}
+    return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
 def _interval(accuracy: dict[str, float]) -> str:
