@@ -12,6 +12,7 @@ from cifartune.config import SearchSpace
 from cifartune.config.load import dump_space
 from cifartune.errors import UserError
 from cifartune.files import write_atomically
+from cifartune.programs import program
 
 
 class RunFolder:
@@ -129,7 +130,8 @@ class RunFolder:
     def resume_command(self) -> str:
         """What the user types to go on with this run, in the folder where it was started."""
         runs = self.runs if self.runs != Path("runs") else None
-        return f"cifartune resume {self.name}" + (f" --runs {runs}" if runs else "")
+        command = f"{program('cifartune')} resume {self.name}"
+        return command + (f" --runs {runs}" if runs else "")
 
     @property
     def tracking_uri(self) -> str:

@@ -19,6 +19,7 @@ from cifartune.errors import Interrupted, UserError
 from cifartune.files import write_atomically
 from cifartune.interrupt import ctrl_c
 from cifartune.logs import log_to
+from cifartune.programs import program
 from cifartune.report.terminal import Progress
 from cifartune.runs import RunFolder
 from cifartune.statistics import Accuracy
@@ -122,7 +123,9 @@ class Search:
                 highlight=False,
             )
             if dashboard:
-                self._point_out("Ray dashboard", f"{dashboard} (token: ray get-auth-token)")
+                self._point_out(
+                    "Ray dashboard", f"{dashboard} (token: {program('ray')} get-auth-token)"
+                )
             self._point_out("messages", str(run.log))
             with SlotPool(shape, name=run.name, storage=run.ray) as pool:
                 self._splits = self._make_splits()
@@ -236,7 +239,9 @@ class Search:
         uri = self._uri
         self.console.print("\n[bold]Look further[/]")
         server = uri.startswith("http")
-        self._point_out("MLflow", uri if server else f"mlflow ui --backend-store-uri {uri}")
+        self._point_out(
+            "MLflow", uri if server else f"{program('mlflow')} ui --backend-store-uri {uri}"
+        )
         self._point_out("outcome", str(self.run_folder.result))
         self._point_out("every trial", str(self.run_folder.trials_csv))
         self._point_out("notebook", "notebooks/compare_trials.ipynb")
