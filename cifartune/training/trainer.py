@@ -3,7 +3,7 @@
 import copy
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -114,8 +114,13 @@ class Trainer:
         images, size = len(self.split.train), self.recipe.batch_size
         return images // size + (images % size > 1)
 
+    @property
+    def total_steps(self) -> int:
+        """Steps of the whole run."""
+        return self.recipe.epochs * self.steps_per_epoch
+
     def __iter__(self) -> Iterator[EpochResult]:
-        while self.epoch < self.recipe.epochs:
+        while self.epoch * self.steps_per_epoch < self.total_steps:
             yield self._run_epoch()
 
     def state_dict(self) -> dict[str, Any]:
@@ -157,14 +162,39 @@ class Trainer:
         """
         return predict(self.classifier, images, precision=self.precision)
 
-    def _run_epoch(self) -> EpochResult:
-        start = time.perf_counter()
+    def batches(self) -> Sequence[Tensor]:
+        """The training images in a new order: int64 indices, a batch for each step of an epoch."""
+        count = len(self.split.train)
+        order = torch.randperm(count, generator=self._generator, device=self.device)
+        batches: Sequence[Tensor] = self.split.train[order].split(self.recipe.batch_size)
+        return batches[: self.steps_per_epoch]
+
+    def train_on(self, batches: Sequence[Tensor]) -> tuple[float, float]:
+        """Makes one step on each batch of indices, from the first step of the coming epoch on.
+
+        Returns:
+            Mean loss and accuracy over the images of `batches`, each as its step saw it.
+
+        Raises:
+            NonFiniteLoss: On the CPU, at the step whose loss was not finite.
+        """
         with _own_random_state(self.device):
             _set_random_state(self._random_state, self.device)
-            loss, accuracy = self._train_epoch()
+            loss, accuracy = self._make_steps(batches)
             self._random_state = _get_random_state(self.device)
+        return loss, accuracy
+
+    def set_lr(self, step: int) -> None:
+        """Gives the optimiser the learning rates of `step`, counted from the run's start."""
+        factor = lr_factor(self.recipe.schedule, step / self.total_steps)
+        for group, peak in zip(self.optimizer.param_groups, self._peak_lrs, strict=True):
+            group["lr"] = peak * factor
+
+    def _run_epoch(self) -> EpochResult:
+        start = time.perf_counter()
+        loss, accuracy = self.train_on(self.batches())
         trained = time.perf_counter()
-        val_loss, val_accuracy = self._validate()
+        val_loss, val_accuracy = self.evaluate(self.split.validation)
         if not (math.isfinite(loss) and math.isfinite(val_loss)):
             raise NonFiniteLoss(self.epoch + 1)
         self.epoch += 1
@@ -179,17 +209,14 @@ class Trainer:
             seconds=time.perf_counter() - start,
         )
 
-    def _train_epoch(self) -> tuple[float, float]:
-        """One pass over the training images; sums stay on the device until its end."""
+    def _make_steps(self, batches: Sequence[Tensor]) -> tuple[float, float]:
+        """Sums stay on the device until the end."""
         self.network.train()
-        count = len(self.split.train)
-        order = torch.randperm(count, generator=self._generator, device=self.device)
-        batches = self.split.train[order].split(self.recipe.batch_size)
         loss_sum = torch.zeros((), device=self.device)
         correct = torch.zeros((), dtype=torch.int64, device=self.device)
         seen = 0
-        for step, indices in enumerate(batches[: self.steps_per_epoch]):
-            self._set_lr(self.epoch * self.steps_per_epoch + step)
+        for step, indices in enumerate(batches, start=self.epoch * self.steps_per_epoch):
+            self.set_lr(step)
             labels = self.split.labels[indices]
             logits = self._forward(self._augmented(indices))
             loss = F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
@@ -205,22 +232,20 @@ class Trainer:
         return loss_sum.item() / seen, correct.item() / seen
 
     @torch.inference_mode()
-    def _validate(self) -> tuple[float, float]:
+    def evaluate(self, images: Tensor) -> tuple[float, float]:
+        """Mean loss and accuracy over the images at `images`, int64 indices.
+
+        In evaluation mode, without label smoothing and without test-time augmentation.
+        """
         self.network.eval()
         loss_sum = torch.zeros((), device=self.device)
         correct = torch.zeros((), dtype=torch.int64, device=self.device)
-        for indices in self.split.validation.split(EVAL_BATCH):
+        for indices in images.split(EVAL_BATCH):
             labels = self.split.labels[indices]
             logits = self._forward(self._inputs(indices))
             loss_sum += F.cross_entropy(logits, labels, reduction="sum")
             correct += (logits.argmax(1) == labels).sum()
-        count = len(self.split.validation)
-        return loss_sum.item() / count, correct.item() / count
-
-    def _set_lr(self, step: int) -> None:
-        factor = lr_factor(self.recipe.schedule, step / (self.recipe.epochs * self.steps_per_epoch))
-        for group, peak in zip(self.optimizer.param_groups, self._peak_lrs, strict=True):
-            group["lr"] = peak * factor
+        return loss_sum.item() / len(images), correct.item() / len(images)
 
     def _inputs(self, indices: Tensor) -> Tensor:
         return self.classifier.prepare(self.split.images[indices])
