@@ -5,7 +5,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup search test test-slow lint clean
+.PHONY: setup search test test-slow lint reference clean
 
 setup: .venv/installed
 
@@ -30,6 +30,11 @@ lint: setup
 test: lint
 	-$(BIN)/cifartune data fetch
 	$(BIN)/pytest
+
+# What is generated from the code and from timm.
+reference: setup
+	$(BIN)/python -m cifartune.models.index
+	$(BIN)/python -m cifartune.config.reference
 
 test-slow: setup
 	$(BIN)/cifartune data fetch

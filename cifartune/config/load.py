@@ -1,19 +1,34 @@
 """Search-space files: YAML in, a `SearchSpace` or one clear error out."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import ValidationError
 
-from cifartune.config.problems import Where, describe, nearest
+from cifartune.config.overrides import apply_override
+from cifartune.config.problems import (
+    REQUIRED,
+    UNKNOWN,
+    Problems,
+    Where,
+    describe,
+    fields_meant,
+    hint,
+    nearest,
+)
 from cifartune.config.space import SearchSpace
 from cifartune.errors import UserError
 
 
-def load_space(path: str | Path) -> SearchSpace:
+def load_space(path: str | Path, overrides: Sequence[str] = ()) -> SearchSpace:
     """Reads and checks a search-space file.
+
+    Args:
+        path: The file.
+        overrides: Changes of its keys, each as `--set` takes it: `search.num_trials=8`.
 
     Raises:
         UserError: The file cannot be read, or breaks rules; every broken rule is named with its
@@ -28,10 +43,10 @@ def load_space(path: str | Path) -> SearchSpace:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
         raise UserError(f"{path}: not a text file in UTF-8") from None
-    return parse_space(text, source=str(path))
+    return parse_space(text, source=str(path), overrides=overrides)
 
 
-def parse_space(text: str, *, source: str) -> SearchSpace:
+def parse_space(text: str, *, source: str, overrides: Sequence[str] = ()) -> SearchSpace:
     """Like `load_space`, from text; `source` names it in messages."""
     try:
         node, data = _read_yaml(text)
@@ -43,15 +58,96 @@ def parse_space(text: str, *, source: str) -> SearchSpace:
         raise UserError(f"{source}: the file is empty; search_spaces/quick.yaml shows the form")
     if not isinstance(data, dict):
         raise UserError(f"{source}:1: must be a section of keys and values, such as `name: quick`")
-    try:
-        return SearchSpace.model_validate(data)
-    except ValidationError as error:
-        problems = describe(error, SearchSpace, data)
-    messages = [
-        (_line(node, where), f"{'.'.join(map(str, where))}: {rule}")
+    changed: dict[Where, str] = {}
+    for override in overrides:
+        data, where = apply_override(data, override, _read_value)
+        changed[where] = override
+    space, problems = _validate(data)
+    if space is not None:
+        return space
+    messages = []
+    for where, rule in problems.items():
+        message = f"{'.'.join(map(str, where))}: {rule}"
+        line, depth = _line(node, where)
+        if option := _option(changed, where, depth):
+            messages.append((0, f"--set {option}: {message}"))
+        else:
+            messages.append((line, f"{source}:{line}: {message}"))
+    raise UserError("\n".join(message for _, message in sorted(messages)))
+
+
+def _option(changed: dict[Where, str], where: Where, depth: int) -> str | None:
+    """The last `--set` that bears on `where`, of which the file itself has `depth` parts."""
+    for place, option in reversed(changed.items()):
+        # It gave what is wrong, a part of that, or the section that the file does not have.
+        if (
+            where[: len(place)] == place
+            or place[: min(len(where), depth + 1)] == (where[: depth + 1])
+        ):
+            return option
+    return None
+
+
+def _validate(data: dict[str, Any]) -> tuple[SearchSpace | None, Problems]:
+    """The space, or else every problem: also of the sections that fit, where others do not."""
+    problems: Problems = {}
+    broken: set[Where] = set()
+    for _ in range(ROUNDS):
+        try:
+            space = SearchSpace.model_validate(data, context={"broken": broken})
+            return None if problems else space, _first_causes(problems)
+        except ValidationError as error:
+            found = describe(error, SearchSpace, data)
+            problems = found | problems
+            if any(not detail["loc"] for detail in error.errors()):
+                break  # the sections fit by themselves, and all is said about the whole
+        for where, rule in found.items():
+            broken |= _in_doubt(data, where, rule)
+        for where in found:
+            data = _without(data, _unit(where))
+        data = {"name": "unnamed", "base": {}, **data}  # that they are missing has been said
+    return None, _first_causes(problems)
+
+
+ROUNDS = 10
+"""How often what is broken is put aside to look at the rest."""
+
+
+def _unit(where: Where) -> Where:
+    """The smallest thing around `where` that can be put aside as a whole."""
+    if where[0] in ("objective", "data"):  # their keys have rules in common
+        return where[:1]
+    if where[0] in ("parameters", "objectives", "points", "warm_start", "constraints"):
+        return where[:2]
+    return where
+
+
+def _in_doubt(data: dict[str, Any], where: Where, rule: str) -> set[Where]:
+    """The places whose meant value is not known, because `rule` is broken at `where`."""
+    if rule.startswith(UNKNOWN) and _unit(where) == where:
+        return fields_meant(SearchSpace, data, where)
+    return {_unit(where)}
+
+
+def _without(data: dict[str, Any], where: Where) -> dict[str, Any]:
+    """A copy of `data` without what stands at `where`."""
+    key, *rest = str(where[0]), *where[1:]
+    inner = data.get(key)
+    if rest and isinstance(inner, dict):
+        return {**data, key: _without(inner, tuple(rest))}
+    if rest and isinstance(inner, list):  # the others keep their places
+        empty = "" if key == "warm_start" else {}
+        return {**data, key: [empty if i == rest[0] else item for i, item in enumerate(inner)]}
+    return {k: v for k, v in data.items() if k != key}
+
+
+def _first_causes(problems: Problems) -> Problems:
+    """Without what is missing below an unknown name: nobody can say what belongs there."""
+    return {
+        where: rule
         for where, rule in problems.items()
-    ]
-    raise UserError("\n".join(f"{source}:{line}: {message}" for line, message in sorted(messages)))
+        if rule != REQUIRED or not problems.get(where[:-1], "").startswith(UNKNOWN)
+    }
 
 
 def dump_space(space: SearchSpace) -> str:
@@ -67,6 +163,14 @@ def _read_yaml(text: str) -> tuple[yaml.Node | None, Any]:
         return node, loader.construct_document(node) if node else None
     finally:
         loader.dispose()
+
+
+def _read_value(text: str) -> Any:
+    """The value that `text` stands for in YAML, or the text itself where it is none."""
+    try:
+        return _read_yaml(text)[1]
+    except (yaml.YAMLError, RecursionError):
+        return text
 
 
 _TAG = "tag:yaml.org,2002:"
@@ -134,25 +238,24 @@ def _what_is_no_yaml(error: yaml.YAMLError) -> str:
     return f": not valid YAML: {str(error).splitlines()[0]}"
 
 
-def _line(node: yaml.Node, where: Where) -> int:
-    """The line, from 1, of the innermost key of `where` that the file writes."""
+def _line(node: yaml.Node, where: Where) -> tuple[int, int]:
+    """The line, from 1, of the innermost key of `where` that the file writes, and its depth."""
     line = node.start_mark.line
-    for part in where:
+    for depth, part in enumerate(where):
         if isinstance(node, yaml.MappingNode):
             # A merged key comes before the section's own, which overrides it.
             places = {key.value: (key, value) for key, value in node.value}
         elif isinstance(node, yaml.SequenceNode):
             places = {index: (value, value) for index, value in enumerate(node.value)}
         else:
-            break
+            return line + 1, depth
         if part not in places:
-            break
+            return line + 1, depth
         key, node = places[part]
         line = key.start_mark.line
-    return line + 1
+    return line + 1, len(where)
 
 
 def _similar_file(path: Path) -> str:
     names = [other.name for other in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
-    close = nearest(path.name, names)
-    return f"; did you mean {path.parent / close}?" if close else ""
+    return hint([str(path.parent / close) for close in nearest(path.name, names)])

@@ -1,11 +1,21 @@
 """What may vary: a parameter of the search is a range of numbers or a choice of values."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import (
+    AliasChoices,
+    BeforeValidator,
+    Discriminator,
+    Field,
+    Tag,
+    field_validator,
+    model_validator,
+)
 
-from cifartune.config.problems import RuleBroken
+from cifartune.config.problems import names_of, rule_broken
 from cifartune.config.recipe import Section
 
 Value = bool | int | float | str
@@ -16,6 +26,19 @@ def _as_list(value: Any) -> Any:
     return value if isinstance(value, list) else [value]
 
 
+def is_among(value: Any, values: Sequence[Any]) -> bool:
+    """Whether `value` is one of `values`, whatever steps of 0.1 add up to; true is not 1."""
+    return any(
+        isinstance(value, bool) == isinstance(other, bool)
+        and (value == other or (isinstance(value, float) and _is_close(value, other)))
+        for other in values
+    )
+
+
+def _is_close(value: float, other: Any) -> bool:
+    return isinstance(other, int | float) and math.isclose(value, other, rel_tol=1e-9)
+
+
 class Conditional(Section):
     """A parameter that may exist only under certain values of others."""
 
@@ -24,16 +47,25 @@ class Conditional(Section):
         description="Other parameters and the value, or list of values, that each must have.",
     )
 
-    def applies(self, values: Mapping[str, Any]) -> bool:
-        """Whether the parameter exists, given a recipe's values by dotted name."""
-        return all(values[name] in allowed for name, allowed in self.when.items())
+    def applies(self, point: Mapping[str, Any]) -> bool:
+        """Whether the parameter exists at a point: the values of those parameters that do.
+
+        What depends on a parameter that does not exist does not exist either.
+        """
+        return all(
+            name in point and is_among(point[name], allowed) for name, allowed in self.when.items()
+        )
 
 
 class Range(Conditional):
     """A number between two bounds, both included."""
 
-    min: float = Field(description="Lower bound.")
-    max: float = Field(description="Upper bound.")
+    min: float = Field(
+        description="Lower bound.", validation_alias=AliasChoices("min", "lower", "minval")
+    )
+    max: float = Field(
+        description="Upper bound.", validation_alias=AliasChoices("max", "upper", "maxval")
+    )
     log: bool = Field(False, description="Sample uniformly in the logarithm.")
     step: float | None = Field(None, gt=0, description="Distance between allowed values.")
 
@@ -45,7 +77,9 @@ class Range(Conditional):
             raise ValueError(f"min must be above 0 where log is true, got {self.min:g}")
         if self.log and self.step is not None:
             raise ValueError("log and step exclude each other")
-        if not self.contains(self.max):
+        # In decimals, as Optuna counts: it would leave out a max that is only nearly a multiple.
+        low, high, step = (Decimal(str(x or 0)) for x in (self.min, self.max, self.step))
+        if step and (high - low) % step:
             raise ValueError(f"max must be min plus a multiple of step, got {self.max:g}")
         return self
 
@@ -56,9 +90,42 @@ class Range(Conditional):
         steps = (value - self.min) / self.step if self.step else 0
         return self.min <= value <= self.max and abs(steps - round(steps)) < 1e-6
 
+    def every(self, *, is_int: bool) -> list[Any] | None:
+        """All values that can be sampled, or None where they lie on a continuum."""
+        if is_int:
+            return list(range(int(self.min), int(self.max) + 1, int(self.step or 1)))
+        if self.step is None:
+            return None
+        steps = round((self.max - self.min) / self.step)
+        return [min(self.min + i * self.step, self.max) for i in range(steps + 1)]
+
+    def at(self, share: float, *, is_int: bool) -> Any:
+        """The value at `share`, in [0, 1), of the way: uniform where `share` is."""
+        if self.log:
+            half = 0.5 if is_int else 0.0
+            low, high = math.log(self.min - half), math.log(self.max + half)
+            value = math.exp(low + share * (high - low))
+            value = round(value) if is_int else value
+            return min(max(value, type(value)(self.min)), type(value)(self.max))
+        if values := self.every(is_int=is_int):
+            return values[int(share * len(values))]
+        return self.min + share * (self.max - self.min)
+
+    def largest(self) -> int:
+        """The largest value, of a parameter that is a whole number."""
+        return int(self.max)
+
     def __str__(self) -> str:
         steps = f" in steps of {self.step:g}" if self.step else ""
         return f"between {self.min:g} and {self.max:g}{steps}"
+
+
+_RANGE_KEYS = {
+    key
+    for name, info in Range.model_fields.items()
+    if name not in Conditional.model_fields
+    for key in names_of(name, info)
+}
 
 
 class Choice(Conditional):
@@ -70,8 +137,8 @@ class Choice(Conditional):
     @classmethod
     def _no_range(cls, data: Any) -> Any:
         for key in data if isinstance(data, Mapping) else ():
-            if key in Range.model_fields and key not in Choice.model_fields:
-                raise RuleBroken((key,), "excludes values: a parameter has one or the other")
+            if key in _RANGE_KEYS:
+                raise rule_broken((key,), "excludes values: a parameter has one or the other")
         return data
 
     @field_validator("values")
@@ -83,7 +150,19 @@ class Choice(Conditional):
 
     def contains(self, value: Any) -> bool:
         """Whether `value` can be sampled."""
-        return value in self.values
+        return is_among(value, self.values)
+
+    def every(self, *, is_int: bool) -> list[Any]:
+        """All values that can be sampled."""
+        return list(self.values)
+
+    def at(self, share: float, *, is_int: bool) -> Any:
+        """The value at `share`, in [0, 1), of the way: uniform where `share` is."""
+        return self.values[int(share * len(self.values))]
+
+    def largest(self) -> int:
+        """The largest value, of a parameter that is a whole number."""
+        return max(map(int, self.values))
 
     def __str__(self) -> str:
         return f"one of {', '.join(map(str, self.values))}"
@@ -91,7 +170,7 @@ class Choice(Conditional):
 
 def _kind(value: Any) -> str:
     if isinstance(value, Mapping):
-        return "range" if value.keys() & {"min", "max"} and "values" not in value else "choice"
+        return "range" if value.keys() & _RANGE_KEYS and "values" not in value else "choice"
     return "choice" if isinstance(value, Choice) else "range"
 
 
@@ -100,6 +179,38 @@ Parameter = Annotated[
 ]
 
 
-def largest(parameter: Range | Choice) -> int:
-    """The largest value of a parameter that is a whole number."""
-    return int(parameter.max if isinstance(parameter, Range) else max(map(int, parameter.values)))
+def in_order(parameters: Mapping[str, Range | Choice]) -> dict[str, Range | Choice]:
+    """The parameters, each after those that its `when` names.
+
+    Raises:
+        RulesBroken: The conditions form a circle.
+    """
+    ordered: dict[str, Range | Choice] = {}
+    rest = dict(parameters)
+    while rest:
+        ready = [name for name, p in rest.items() if not p.when.keys() & rest.keys()]
+        if not ready:
+            raise rule_broken(
+                ("parameters", _circle_in(rest), "when"), "depends on itself in a circle"
+            )
+        ordered |= {name: rest.pop(name) for name in ready}
+    return ordered
+
+
+def _circle_in(parameters: Mapping[str, Range | Choice]) -> str:
+    """The first parameter of a circle; each waits for another of them."""
+    name, passed = next(iter(parameters)), list[str]()
+    while name not in passed:
+        passed.append(name)
+        name = next(other for other in parameters[name].when if other in parameters)
+    circle = passed[passed.index(name) :]
+    return next(name for name in parameters if name in circle)
+
+
+def point_of(ordered: Mapping[str, Range | Choice], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Of `values`, by dotted name, those whose parameter exists."""
+    point: dict[str, Any] = {}
+    for name, parameter in ordered.items():
+        if parameter.applies(point):
+            point[name] = values[name]
+    return point

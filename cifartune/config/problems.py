@@ -1,68 +1,134 @@
 """What is wrong with what a user wrote, in words: one rule for each place that breaks one."""
 
-import difflib
+import re
 import reprlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, get_args
 
-from pydantic import BaseModel, ValidationError
+from pydantic import AliasChoices, BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
+from rapidfuzz.distance import OSA
 
 Where = tuple[str | int, ...]
 """A place in a file: keys, and indices in lists, from the outside in."""
 
-
-class RuleBroken(ValueError):
-    """A rule is broken at `where`, counted from the section whose validator raises this."""
-
-    def __init__(self, where: Where, rule: str) -> None:
-        super().__init__(rule)
-        self.where = where
+Problems = dict[Where, str]
+"""The rule that each place breaks."""
 
 
-class UnknownKey(RuleBroken):
-    """The last key of `where` names none of those that are `known`."""
-
-    def __init__(self, where: Where, known: Sequence[str]) -> None:
-        super().__init__(where, "unknown key" + _hint(nearest(str(where[-1]), known)))
+UNKNOWN = "unknown key"
+REQUIRED = "is required"
 
 
-def describe(error: ValidationError, model: type[BaseModel], data: Any) -> dict[Where, str]:
+class RulesBroken(ValueError):
+    """Rules are broken at places, counted from the section whose validator raises this."""
+
+    def __init__(self, problems: Problems) -> None:
+        super().__init__("; ".join(problems.values()))
+        self.problems = problems
+
+
+def rule_broken(where: Where, rule: str) -> RulesBroken:
+    """One rule is broken, at `where`."""
+    return RulesBroken({where: rule})
+
+
+def unknown_key(key: str, known: Iterable[str]) -> str:
+    """The rule that `key` breaks, which is none of those that are `known`."""
+    return UNKNOWN + hint(nearest(key, list(known)))
+
+
+def hint(names: Sequence[str]) -> str:
+    """What may have been meant, to be put after a rule."""
+    return f"; did you mean {' or '.join(names)}?" if names else ""
+
+
+def nearest(name: str, known: Sequence[str]) -> list[str]:
+    """Those of `known` that `name` was probably meant to be: more than one if it is a tie.
+
+    By the number of letters to insert, delete, replace or swap (optimal string alignment).
+    """
+    if found := _nearest(name, known):
+        return found
+    if len(name) > 1 and (found := [k for k in known if k.startswith(name) or name.startswith(k)]):
+        return found[:3]
+    # A forgotten section is as common as a misspelling: lr for optimizer.lr.
+    ends: dict[str, list[str]] = {}
+    for key in known:
+        ends.setdefault(key.rpartition(".")[2], []).append(key)
+    return [key for end in _nearest(name.rpartition(".")[2], list(ends)) for key in ends[end]]
+
+
+def _nearest(name: str, known: Sequence[str]) -> list[str]:
+    if len(name) < 2:
+        return []
+    distances = {key: OSA.distance(name, key) for key in known}
+    smallest = min(distances.values(), default=0)
+    # Up to a third of the letters may be wrong, and one in any case.
+    if smallest > max(1, len(name) // 3):
+        return []
+    return [key for key, distance in distances.items() if distance == smallest][:3]
+
+
+def describe(error: ValidationError, model: type[BaseModel], data: Any) -> Problems:
     """The rule that each place in `data` breaks, as `model` found it.
 
     One mistake is one entry, where pydantic reports one for each type that a value does not fit,
     or a misspelt key both as unknown and as missing.
     """
     found: dict[Where, list[ErrorDetails]] = {}
+    problems: Problems = {}
     for detail in error.errors():
-        found.setdefault(_where(detail, data), []).append(detail)
-    meant = {
-        where: nearest(str(where[-1]), _keys_left(model, data, where[:-1]))
-        for where, details in found.items()
-        if details[0]["type"] == "extra_forbidden"
-    }
-    misspelt = {(*where[:-1], key) for where, key in meant.items()}
-    return {
-        where: "unknown key" + _hint(meant[where]) if where in meant else _rule(details)
-        for where, details in found.items()
-        if not (details[0]["type"] == "missing" and where in misspelt)
-    }
+        where = _where(detail, data)
+        if isinstance(cause := _cause(detail), RulesBroken):
+            problems |= {(*where, *below): rule for below, rule in cause.problems.items()}
+        else:
+            found.setdefault(where, []).append(detail)
+    misspelt: set[Where] = set()
+    for where, details in found.items():
+        if details[0]["type"] == "extra_forbidden":
+            section, key = where[:-1], str(where[-1])
+            models = _models_at(model, section)
+            if same := _same_key_given(models, _at(data, section), key):
+                problems[where] = f"is another name for {same}, which is given too"
+            else:
+                meant = nearest(key, _keys_left(models, _at(data, section)))
+                problems[where] = UNKNOWN + hint(meant)
+                misspelt |= {(*section, *_canonical(models, name)) for name in meant}
+    for where, details in found.items():
+        if details[0]["type"] == "missing" and where not in misspelt:
+            problems[where] = REQUIRED
+        elif where not in problems and details[0]["type"] != "missing":
+            problems[where] = _rule(details)
+    return problems
 
 
-def nearest(name: str, known: Sequence[str]) -> str | None:
-    """The one of `known` that `name` was probably meant to be."""
-    if len(name) < 2:
-        return None
-    if close := difflib.get_close_matches(name, known, n=1, cutoff=0.5):
-        return close[0]
-    # A forgotten section is as common as a misspelling: lr for optimizer.lr.
-    ends = {key.rpartition(".")[2]: key for key in reversed(known)}
-    close = difflib.get_close_matches(name.rpartition(".")[2], ends, n=1, cutoff=0.6)
-    return ends[close[0]] if close else None
+def fields_meant(model: type[BaseModel], data: Any, where: Where) -> set[Where]:
+    """The fields whose value an unknown key may have been meant to give.
+
+    Where no name is near, that is every field that its section leaves out; a top-level key that
+    is near to none is no section at all.
+    """
+    section, key = where[:-1], str(where[-1])
+    models = _models_at(model, section)
+    left = _keys_left(models, _at(data, section))
+    names = nearest(key, left) or (left if section else [])
+    return {(*section, *_canonical(models, name)) for name in names}
 
 
-def _hint(name: str | None) -> str:
-    return f"; did you mean {name}?" if name else ""
+def other_names(model: type[BaseModel], where: Where) -> list[str]:
+    """The other keys under which a file may give the field at `where`."""
+    for found in _models_at(model, where[:-1]):
+        for name, info in found.model_fields.items():
+            if where[-1] in (names := names_of(name, info)):
+                return [other for other in names if other != where[-1]]
+    return []
+
+
+def rule_of(error: ValidationError) -> str:
+    """The rule that a single value breaks, as its type found it."""
+    return _rule(error.errors())
 
 
 def _where(detail: ErrorDetails, data: Any) -> Where:
@@ -75,7 +141,7 @@ def _where(detail: ErrorDetails, data: Any) -> Where:
             data = data[part]
     if detail["type"] == "missing":
         where.append(detail["loc"][-1])
-    return (*where, *getattr(_cause(detail), "where", ()))
+    return tuple(where)
 
 
 def _cause(detail: ErrorDetails) -> Exception | None:
@@ -88,15 +154,12 @@ def _rule(details: Sequence[ErrorDetails]) -> str:
     first = details[0]
     if cause := _cause(first):
         return str(cause)
-    if first["type"] == "missing":
-        return "is required"
-    *others, last = dict.fromkeys(_wanted(detail) for detail in details)
+    *others, last = dict.fromkeys(text for detail in details for text in _wanted(detail))
     wanted = f"{', '.join(others)} or {last}" if others else last
-    hint = ""
-    if first["type"] == "literal_error":
-        literals = wanted.replace(" or ", ", ").split(", ")
-        hint = _hint(nearest(str(first["input"]), literals))
-    return f"must be {wanted}, got {_shown(first['input'])}{hint}"
+    meant = []
+    if isinstance(first["input"], str):
+        meant = nearest(first["input"], [word for detail in details for word in _words(detail)])
+    return f"must be {wanted}, got {_shown(first['input'])}{hint(meant)}"
 
 
 _WANTED = {
@@ -109,6 +172,7 @@ _WANTED = {
     "list_type": "a list, [...]",
     "dict_type": "a section, {{key: value}}",
     "model_type": "a section, {{key: value}}",
+    "model_attributes_type": "a section, {{key: value}}",
     "too_short": "a list of at least one value",
     "greater_than": "above {gt}",
     "greater_than_equal": "at least {ge}",
@@ -117,20 +181,31 @@ _WANTED = {
 }
 
 
-def _wanted(detail: ErrorDetails) -> str:
+def _wanted(detail: ErrorDetails) -> list[str]:
+    """What a value must be, in words; several where there is a choice."""
     context = detail.get("ctx", {})
-    if detail["type"] == "literal_error":
-        return str(context["expected"]).replace("'", "")
+    if words := _words(detail):
+        return words
     if context.get("class_name") == "Range":
-        return "{min: ..., max: ...} or {values: [...]}"
+        return ["{min: ..., max: ...}", "{values: [...]}"]
     if detail["type"] not in _WANTED:
-        return f"valid ({detail['msg']})"
-    numbers = {key: _number(value) for key, value in context.items()}
-    return _WANTED[detail["type"]].format(**numbers)
+        return [f"valid ({detail['msg']})"]
+    numbers = {key: number(value) for key, value in context.items()}
+    return [_WANTED[detail["type"]].format(**numbers)]
 
 
-def _number(value: Any) -> str:
-    return f"{int(value):,}" if isinstance(value, float) and value.is_integer() else f"{value}"
+def _words(detail: ErrorDetails) -> list[str]:
+    """The words that a literal may be; pydantic quotes each."""
+    if detail["type"] != "literal_error":
+        return []
+    expected = str(detail.get("ctx", {})["expected"])
+    return re.findall(r"'([^']*)'", expected) or [expected]
+
+
+def number(value: Any) -> str:
+    """A number for people: 50,000 and not 50000.0."""
+    whole = isinstance(value, float) and value.is_integer()
+    return f"{int(value):,}" if whole or isinstance(value, int) else f"{value}"
 
 
 _short = reprlib.Repr()
@@ -143,22 +218,72 @@ def _shown(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else _short.repr(value)
 
 
-def _keys_left(model: type[BaseModel], data: Any, where: Where) -> list[str]:
-    """The valid keys that the section at `where` does not have yet, and those below with dots."""
-    models = [model]
+def _at(data: Any, where: Where) -> Any:
     for part in where:
         data = data[part]
-        fields = [found.model_fields[str(part)] for found in models if part in found.model_fields]
+    return data
+
+
+def _models_at(model: type[BaseModel], where: Where) -> list[type[BaseModel]]:
+    """The models that may describe the section at `where`."""
+    models = [model]
+    for part in where:
+        fields = [
+            info
+            for found in models
+            for name, info in found.model_fields.items()
+            if part in names_of(name, info)
+        ]
         # A part that is no field is a key of a dictionary: its value is what the models describe.
         models = [below for field in fields for below in _models(field.annotation)] or models
-    return [key for found in models for key in _keys(found) if key not in data]
+    return models
 
 
-def _keys(model: type[BaseModel]) -> Iterator[str]:
-    for name, field in model.model_fields.items():
-        yield name
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from (f"{name}.{key}" for key in _keys(field.annotation))
+def names_of(name: str, info: FieldInfo) -> list[str]:
+    """The keys under which a file may give a field; the first is its own."""
+    alias = info.validation_alias
+    return [str(choice) for choice in alias.choices] if isinstance(alias, AliasChoices) else [name]
+
+
+def _keys_left(models: Sequence[type[BaseModel]], section: Mapping[str, Any]) -> list[str]:
+    """The valid keys that `section` does not have yet, and those below with dots."""
+    return [
+        key
+        for found in models
+        for names in _keys(found)
+        if not section.keys() & set(names)
+        for key in names
+    ]
+
+
+def _keys(model: type[BaseModel]) -> Iterator[list[str]]:
+    """Each field's names."""
+    for name, info in model.model_fields.items():
+        yield names_of(name, info)
+        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
+            for names in _keys(info.annotation):
+                yield [f"{name}.{below}" for below in names]
+
+
+def _same_key_given(
+    models: Sequence[type[BaseModel]], section: Mapping[str, Any], key: str
+) -> str | None:
+    """The other name under which `section` gives the field that is also called `key`."""
+    for found in models:
+        for name, info in found.model_fields.items():
+            if key in (names := names_of(name, info)):
+                return next((other for other in names if other != key and other in section), None)
+    return None
+
+
+def _canonical(models: Sequence[type[BaseModel]], key: str) -> tuple[str, ...]:
+    """The place, from the models' section on, of the field that a key with dots gives."""
+    head, _, below = key.partition(".")
+    for found in models:
+        for name, info in found.model_fields.items():
+            if head in names_of(name, info):
+                return name, *(_canonical(list(_models(info.annotation)), below) if below else ())
+    return (key,)
 
 
 def _models(annotation: Any) -> Iterator[type[BaseModel]]:

@@ -3,9 +3,11 @@
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from cifartune.config.networks import known_network
 
 SCHEMA_VERSION = 1
 """Part of every recipe's id: raised when a field changes its meaning."""
@@ -30,8 +32,13 @@ class Section(BaseModel):
 class ModelRecipe(Section):
     """The network, and how its weights start."""
 
-    name: Literal["resnet18", "resnet34", "resnet50", "speednet", "speednet_small"] = Field(
-        "resnet18", description="Name of the network in timm's registry."
+    name: Annotated[str, AfterValidator(known_network)] = Field(
+        "resnet18", description="Name of the network in timm's registry, where ours are too."
+    )
+    weights: Literal["none", "imagenet"] = Field(
+        "none",
+        description="Weights to start from: none, or timm's, trained on ImageNet and fetched from "
+        "its hub. What was changed for CIFAR-10, the head and a cifar stem, starts anew.",
     )
     stem: Literal["cifar", "native"] = Field(
         "cifar",

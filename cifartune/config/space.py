@@ -1,29 +1,52 @@
 """The search space: a baseline recipe, what may vary around it, and how to search."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AliasChoices,
+    BeforeValidator,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
+from cifartune.config import checks
 from cifartune.config.parameters import Choice as Choice
-from cifartune.config.parameters import Parameter, Range, Value, largest
-from cifartune.config.problems import RuleBroken, UnknownKey, Where, describe
-from cifartune.config.recipe import Recipe, Section, recipe_fields
+from cifartune.config.parameters import Parameter, Range, Value, in_order, point_of
+from cifartune.config.problems import Problems, RulesBroken, rule_broken
+from cifartune.config.recipe import Recipe, Section
+
+EpochMetric = Literal["val_accuracy", "val_loss", "train_accuracy", "train_loss"]
+NetworkMetric = Literal["params", "flops"]
 
 METRICS: dict[str, Literal["max", "min"]] = {
     "val_accuracy": "max",
     "val_loss": "min",
     "train_accuracy": "max",
     "train_loss": "min",
+    "params": "min",
+    "flops": "min",
 }
 """What can be searched for, each with its only sensible direction."""
 
+NETWORK_METRICS = ("params", "flops")
+"""Known before training: trainable and frozen weights; operations of one image's forward pass."""
+
 
 class Objective(Section):
-    """What the search maximises or minimises, at the last epoch that a trial reached."""
+    """What the search maximises or minimises.
 
-    metric: Literal["val_accuracy", "val_loss", "train_accuracy", "train_loss"] = "val_accuracy"
+    A metric of training counts at the last epoch that a trial reached.
+    """
+
+    metric: EpochMetric | NetworkMetric = Field(
+        "val_accuracy",
+        description="Measured after each epoch, or a property of the network: its number of "
+        "weights (params), or the operations of one image's forward pass (flops).",
+    )
     mode: Literal["max", "min"] = Field("max", description="Follows from the metric if left out.")
 
     @model_validator(mode="before")
@@ -36,10 +59,36 @@ class Objective(Section):
     @model_validator(mode="after")
     def _check(self) -> "Objective":
         if METRICS[self.metric] != self.mode:
-            raise RuleBroken(
+            raise rule_broken(
                 ("mode",), f"must be {METRICS[self.metric]} for {self.metric}, got {self.mode}"
             )
         return self
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether each epoch has a value of its own."""
+        return self.metric not in NETWORK_METRICS
+
+
+class Bound(Section):
+    """What a property of the network may be."""
+
+    min: float | None = Field(None, ge=0, description="The least that is allowed.")
+    max: float | None = Field(None, ge=0, description="The most that is allowed.")
+
+    @model_validator(mode="after")
+    def _check(self) -> "Bound":
+        if self.min is None and self.max is None:
+            raise ValueError("must have a min or a max")
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ValueError(f"min must be at most max, got {self.min:,.0f} and {self.max:,.0f}")
+        return self
+
+    def excess(self, value: float) -> float:
+        """How far `value` is outside, as a share of the bound that it breaks; else 0 or less."""
+        above = [] if self.max is None else [(value - self.max) / max(self.max, 1)]
+        below = [] if self.min is None else [(self.min - value) / max(self.min, 1)]
+        return max(above + below)
 
 
 class DataSpec(Section):
@@ -59,35 +108,61 @@ class DataSpec(Section):
 
 def _seconds(value: Any) -> Any:
     if isinstance(value, str):
-        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh])", value.strip())
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd])", value.strip())
         if match is None:
-            raise ValueError(f"must be a time such as 90s, 30m or 2h, got {value!r}")
-        return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
+            raise ValueError(f"must be a time such as 90s, 30m, 2h or 1d, got {value!r}")
+        return float(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
     return value
 
 
 class SearchSpec(Section):
     """How candidates are proposed."""
 
-    sampler: Literal["tpe", "random"] = "tpe"
-    num_trials: int = Field(64, ge=1, le=100_000, description="Trials, the baseline included.")
+    sampler: Literal["tpe", "random", "cmaes", "gp", "qmc", "grid"] = Field(
+        "tpe",
+        description="tpe: multivariate tree-structured Parzen estimator; random; cmaes: CMA-ES, "
+        "numbers only, choices at random; gp: a Gaussian process; qmc: a scrambled Sobol "
+        "sequence; grid: every point once, in random order.",
+    )
+    num_trials: int = Field(
+        64,
+        ge=1,
+        le=100_000,
+        description="Trials, the baseline included.",
+        validation_alias=AliasChoices("num_trials", "num_samples", "max_trials"),
+    )
     seed: int = Field(0, ge=0, lt=2**32, description="The one seed behind every random draw.")
-    max_concurrent: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
+    max_concurrent: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
+        "auto", description="Trials at a time, at the most; auto: as many as there is room for."
+    )
     time_budget: Annotated[Annotated[float, Field(gt=0)] | None, BeforeValidator(_seconds)] = Field(
-        None, description="Time after which no trial is started or continued: 90s, 30m, 2h."
+        None,
+        description="Time after which no trial is started or continued: 90s, 30m, 2h, 1d, or "
+        "seconds. The refit comes after it.",
     )
 
 
 class SchedulerSpec(Section):
-    """Which trials are stopped early.
+    """Which trials are stopped early."""
 
-    `asha` is asynchronous successive halving, https://arxiv.org/abs/1810.05934.
-    """
-
-    name: Literal["asha", "none"] = "asha"
+    name: Literal["asha", "hyperband", "median", "none"] = Field(
+        "asha",
+        description="asha: asynchronous successive halving, https://arxiv.org/abs/1810.05934; "
+        "hyperband: the same in several brackets, whose first rungs come later and later; "
+        "median: stop what is worse than the median of the others so far; none.",
+    )
+    metric: EpochMetric | None = Field(
+        None, description="The objective that decides; the first if left out."
+    )
     grace_period: int = Field(1, ge=1, description="Epochs before a trial can be stopped.")
     reduction_factor: float = Field(
-        3.0, gt=1, description="A share of 1/reduction_factor of the trials passes each rung."
+        3.0,
+        gt=1,
+        description="asha, hyperband: a share of 1/reduction_factor of the trials passes a rung.",
+    )
+    brackets: int = Field(3, ge=1, le=10, description="hyperband: brackets.")
+    min_trials: int = Field(
+        3, ge=1, description="median: trials that must have come as far before one is stopped."
     )
 
 
@@ -95,8 +170,12 @@ class ResourceSpec(Section):
     """What one trial gets."""
 
     workers: Literal[1] = Field(1, description="Ray Train workers a trial.")
-    cpus: Literal["auto"] | Annotated[float, Field(gt=0)] = "auto"
-    gpus: Literal["auto"] | Annotated[float, Field(ge=0)] = "auto"
+    cpus: Literal["auto"] | Annotated[float, Field(gt=0)] = Field(
+        "auto", description="CPU cores a trial."
+    )
+    gpus: Literal["auto"] | Annotated[float, Field(ge=0)] = Field(
+        "auto", description="GPUs, or the share of one, a trial."
+    )
 
 
 class RefitSpec(Section):
@@ -113,16 +192,48 @@ class SearchSpace(Section):
     """A whole search, as a file under `search_spaces/` describes it."""
 
     name: str = Field(description="Names the run.")
-    objective: Objective = Field(default_factory=lambda: Objective())
+    objective: Objective | None = Field(
+        None, description="What is searched for; validation accuracy if left out."
+    )
+    objectives: list[Objective] | None = Field(
+        None,
+        min_length=1,
+        description="Several objectives, in place of objective: the answer is a Pareto front. "
+        "The refit chooses by the one that the scheduler uses.",
+    )
     base: Recipe = Field(description="The hand-set recipe: defaults of the rest, and trial 0.")
     parameters: dict[str, Parameter] = Field(
         default_factory=dict, description="Recipe fields to search, by dotted name."
     )
-    data: DataSpec = Field(default_factory=lambda: DataSpec())
-    search: SearchSpec = Field(default_factory=lambda: SearchSpec())
-    scheduler: SchedulerSpec = Field(default_factory=lambda: SchedulerSpec())
-    resources: ResourceSpec = Field(default_factory=lambda: ResourceSpec())
-    refit: RefitSpec = Field(default_factory=lambda: RefitSpec())
+    constraints: dict[NetworkMetric, Bound] = Field(
+        default_factory=dict,
+        description="What a network may be; a recipe that breaks this is refused untrained.",
+    )
+    points: list[dict[str, Value]] = Field(
+        default_factory=list,
+        description="Points to try first, after the baseline: values of searched fields by dotted "
+        "name. What a point leaves out has the baseline's value.",
+    )
+    warm_start: list[str] = Field(
+        default_factory=list,
+        description="Earlier searches, by name or folder, from whose trials the sampler learns.",
+    )
+    data: DataSpec = Field(
+        default_factory=lambda: DataSpec(), description="The images that the search sees."
+    )
+    search: SearchSpec = Field(
+        default_factory=lambda: SearchSpec(), description="How candidates are proposed."
+    )
+    scheduler: SchedulerSpec = Field(
+        default_factory=lambda: SchedulerSpec(), description="Which trials are stopped early."
+    )
+    resources: ResourceSpec = Field(
+        default_factory=lambda: ResourceSpec(), description="What one trial gets."
+    )
+    refit: RefitSpec = Field(
+        default_factory=lambda: RefitSpec(),
+        description="The cross-validation of the best recipes.",
+    )
     stand_in: int = Field(
         0,
         ge=0,
@@ -141,111 +252,94 @@ class SearchSpace(Section):
             )
         return name
 
+    @field_validator("parameters", mode="before")
+    @classmethod
+    def _has_dotted_names(cls, parameters: Any) -> Any:
+        problems: Problems = {}
+        for name, parameter in parameters.items() if isinstance(parameters, Mapping) else ():
+            if name in Recipe.model_fields and isinstance(parameter, Mapping):
+                inner = next(iter(parameter), "...")
+                if f"{name}.{inner}" in Recipe().flat():
+                    rule = f"is a section of the recipe: write its fields as {name}.{inner}: ..."
+                    problems[name,] = rule
+        if problems:
+            raise RulesBroken(problems)
+        return parameters
+
     @model_validator(mode="after")
-    def _check(self) -> "SearchSpace":
-        fields = recipe_fields()
-        for name, parameter in self.parameters.items():
-            if name not in fields:
-                raise UnknownKey(("parameters", name), sorted(fields))
-            if name in FIXED:
-                raise RuleBroken(("parameters", name), FIXED[name])
-            self._check_domain(name, parameter, fields[name])
-            self._check_condition(name, parameter, fields)
-        self.ordered_parameters()
-        self._check_baseline()
-        self._check_sizes()
+    def _check(self, info: ValidationInfo) -> "SearchSpace":
+        broken = (info.context or {}).get("broken", frozenset())
+        if problems := checks.problems(self, broken):
+            raise RulesBroken(problems)
         return self
 
-    def _check_domain(self, name: str, parameter: Range | Choice, kind: type) -> None:
-        """Every bound and value must be a legal value of the field."""
-        if isinstance(parameter, Choice):
-            for index, value in enumerate(parameter.values):
-                self._check_value(("parameters", name, "values", index), value)
-            return
-        if kind not in (int, float):
-            raise RuleBroken(
-                ("parameters", name), "is no number: use values: [...] in place of min and max"
-            )
-        for key in ("min", "max", "step"):
-            number = getattr(parameter, key)
-            if kind is int and number is not None and number != int(number):
-                raise RuleBroken(
-                    ("parameters", name, key), f"must be a whole number, as {name} is, got {number}"
-                )
-            if key != "step":
-                self._check_value(("parameters", name, key), kind(number))
+    @property
+    def targets(self) -> list[Objective]:
+        """The objectives, one or several."""
+        return self.objectives or [self.objective or Objective()]
 
-    def _check_value(self, where: Where, value: Value) -> None:
-        try:
-            self.base.with_values({str(where[1]): value})
-        except ValidationError as error:
-            rule, *_ = describe(error, Recipe, {}).values()
-            raise RuleBroken(where, rule) from None
+    @property
+    def target(self) -> Objective:
+        """The objective that stops trials, ranks them and chooses what is refit."""
+        wanted = self.scheduler.metric
+        return next((t for t in self.targets if t.metric == wanted), self.targets[0])
 
-    def _check_condition(
-        self, name: str, parameter: Range | Choice, fields: Mapping[str, type]
-    ) -> None:
-        for other, wanted in parameter.when.items():
-            where = ("parameters", name, "when", other)
-            if other in fields and other not in self.parameters:
-                raise RuleBroken(where, f"{other} is not searched: it is not among the parameters")
-            if other not in self.parameters:
-                raise UnknownKey(where, sorted(self.parameters))
-            for value in wanted:
-                if not self.parameters[other].contains(value):
-                    raise RuleBroken(
-                        where, f"can never be {value!r}: {other} is {self.parameters[other]}"
-                    )
+    @property
+    def asks_for_networks(self) -> bool:
+        """Whether an objective or a constraint is a property of the network."""
+        return bool(self.constraints) or not all(target.is_measured for target in self.targets)
 
-    def _check_baseline(self) -> None:
-        """The baseline is trial 0, so it must lie in the space."""
-        if self.base.seed:
-            raise RuleBroken(("base", "seed"), FIXED["seed"])
-        values = self.base.flat()
-        for name, parameter in self.parameters.items():
-            if parameter.applies(values) and not parameter.contains(values[name]):
-                raise RuleBroken(
-                    ("base", *name.split(".")),
-                    f"is {values[name]}, but parameters.{name} is {parameter}: "
-                    "the baseline is trial 0 and must lie in the space",
-                )
+    @property
+    def train_images(self) -> int:
+        """Images that a trial of the search trains on."""
+        return self.data.train_subset or 50_000 - self.data.validation - self.stand_in
 
-    def _check_sizes(self) -> None:
-        data, grace = self.data, self.scheduler.grace_period
-        if self.scheduler.name == "asha" and grace > self.base.epochs:
-            raise RuleBroken(
-                ("scheduler", "grace_period"),
-                f"must be at most base.epochs = {self.base.epochs}, got {grace}",
-            )
-        rest = 50_000 - data.validation - self.stand_in
-        if rest < (data.train_subset or 10):
-            raise RuleBroken(
-                ("stand_in",), "must leave enough of the 50,000 images for data to take its share"
-            )
-        images = data.train_subset or rest
-        sizes = {("base", "batch_size"): self.base.batch_size}
-        if searched := self.parameters.get("batch_size"):
-            sizes["parameters", "batch_size"] = largest(searched)
-        for where, size in sizes.items():
-            if size > images:
-                rule = f"must be at most the {images:,} training images, got {size:,}"
-                raise RuleBroken(where, rule)
+    @property
+    def refit_images(self) -> int:
+        """Images that the refit's folds share: all, or in a smoke run what the search saw."""
+        return self.data.validation + self.train_images if self.stand_in else 50_000
+
+    @property
+    def max_epochs(self) -> int:
+        """The most epochs that a recipe of the space may have."""
+        epochs = self.parameters.get("epochs")
+        return max(self.base.epochs, epochs.largest() if epochs else 0)
 
     def ordered_parameters(self) -> dict[str, Range | Choice]:
         """The parameters, each after those that its `when` names.
 
         Raises:
-            RuleBroken: The conditions form a circle.
+            RulesBroken: The conditions form a circle.
         """
-        ordered: dict[str, Range | Choice] = {}
-        rest = dict(self.parameters)
-        while rest:
-            ready = [name for name, p in rest.items() if not p.when.keys() & rest.keys()]
-            if not ready:
-                circle = next(iter(rest))
-                raise RuleBroken(("parameters", circle, "when"), "depends on itself in a circle")
-            ordered |= {name: rest.pop(name) for name in ready}
-        return ordered
+        return in_order(self.parameters)
+
+    def point(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The point of the space where searched fields have `values`: those that exist there."""
+        return point_of(self.ordered_parameters(), values)
+
+    def grid(self) -> Iterator[dict[str, Any]] | None:
+        """Every point of the space, or None where a range has no steps."""
+        ordered = self.ordered_parameters()
+        values = {name: p.every(is_int=_is_int(name)) for name, p in ordered.items()}
+        if any(some is None for some in values.values()):
+            return None
+
+        def points(names: list[str], point: dict[str, Any]) -> Iterator[dict[str, Any]]:
+            if not names:
+                yield point
+                return
+            name, *rest = names
+            if ordered[name].applies(point):
+                for value in values[name] or ():
+                    yield from points(rest, {**point, name: value})
+            else:
+                yield from points(rest, point)
+
+        return points(list(ordered), {})
+
+    def notes(self) -> list[str]:
+        """What is allowed and may still not be what was meant."""
+        return checks.notes(self)
 
     def smoke(self) -> "SearchSpace":
         """The same search shrunk to a check that everything works, in a minute anywhere."""
@@ -260,15 +354,19 @@ class SearchSpace(Section):
             # A condition on what is no longer searched is fixed by the baseline: it holds or not.
             open_conditions = {k: v for k, v in parameter.when.items() if k in kept}
             fixed = parameter.when.keys() - open_conditions
-            if name not in small and all(values[k] in parameter.when[k] for k in fixed):
+            varies = isinstance(parameter, Range) or len(parameter.values) > 1 or open_conditions
+            holds = all(values[k] in parameter.when[k] for k in fixed)
+            if name not in small and varies and holds:
                 kept[name] = parameter.model_copy(update={"when": open_conditions})
         changes = {
             "name": f"{self.name[:94]}-smoke",
             "base": self.base.with_values(small),
             "parameters": kept,
+            "points": [],
+            "warm_start": [],
             "data": DataSpec(validation=512, train_subset=512),
             "search": self.search.model_copy(update={"num_trials": 2}),
-            "scheduler": self.scheduler.model_copy(update={"grace_period": 1}),
+            "scheduler": self.scheduler.model_copy(update={"grace_period": 1, "brackets": 1}),
             "resources": ResourceSpec(),
             "refit": RefitSpec(top_k=1, folds=2),
             "stand_in": 512,
@@ -276,5 +374,5 @@ class SearchSpace(Section):
         return SearchSpace.model_validate(dict(self) | changes)
 
 
-FIXED = {"seed": "is drawn for each trial from search.seed: set that instead"}
-"""Recipe fields that a file must not set, with the reason."""
+def _is_int(name: str) -> bool:
+    return isinstance(Recipe().flat()[name], int)

@@ -13,14 +13,17 @@ from cifartune.models.init import apply_init
 def build_model(recipe: ModelRecipe) -> nn.Module:
     """Builds the network of `recipe` with ten outputs, on the CPU, in fp32.
 
-    Weights are drawn from torch's global generator: seed it first.
+    Weights are drawn from torch's global generator: seed it first. With ImageNet's, `init` is not
+    applied, and what does not fit them, the head and a cifar stem, is drawn.
     """
+    has_weights = recipe.weights == "imagenet"
     network: nn.Module = timm.create_model(
-        recipe.name, num_classes=len(CLASSES), drop_rate=recipe.dropout
+        recipe.name, pretrained=has_weights, num_classes=len(CLASSES), drop_rate=recipe.dropout
     )
     if recipe.stem == "cifar" and isinstance(network, ResNet):
         _use_cifar_stem(network)
-    apply_init(network, recipe.init)
+    if not has_weights:
+        apply_init(network, recipe.init)
     return network
 
 

@@ -95,6 +95,7 @@ def load_classifier(path: Path) -> Classifier:
         recipe = Recipe.model_validate(json.loads(file.metadata()["recipe"]))
     statistics = Normalization(torch.zeros(1, 3, 1, 1), torch.ones(1, 3, 1, 1))
     with torch.random.fork_rng(devices=[]):  # the weights drawn here are overwritten at once
-        classifier = Classifier(build_model(recipe.model), recipe, statistics)
+        untrained = recipe.model.model_copy(update={"weights": "none"})
+        classifier = Classifier(build_model(untrained), recipe, statistics)
     load_model(classifier, path)
     return classifier.to(memory_format=torch.channels_last).eval()

@@ -73,11 +73,11 @@ def error(text: str) -> str:
         ("search: {max_concurrent: 0}", "search.max_concurrent: must be auto or at least 1, got 0"),
         (
             "search: {num_trials: 200000}",
-            "search.num_trials: must be at most 100000, got 200000",
+            "search.num_trials: must be at most 100,000, got 200000",
         ),
         (
             "search: {time_budget: 2 hours}",
-            "search.time_budget: must be a time such as 90s, 30m or 2h, got '2 hours'",
+            "search.time_budget: must be a time such as 90s, 30m, 2h or 1d, got '2 hours'",
         ),
         ("search: {time_budget: 0s}", "search.time_budget: must be above 0, got 0.0"),
         (
@@ -87,8 +87,8 @@ def error(text: str) -> str:
         ("objective: {mode: min}", "objective.mode: must be max for val_accuracy, got min"),
         (
             "objective: {metric: [a]}",
-            "objective.metric: must be val_accuracy, val_loss, train_accuracy or train_loss, "
-            "got ['a']",
+            "objective.metric: must be val_accuracy, val_loss, train_accuracy, train_loss, params "
+            "or flops, got ['a']",
         ),
         (
             "parameters: {epochs: {min: 1, max: .inf}}",

@@ -2,7 +2,6 @@ import pytest
 from pydantic import ValidationError
 
 from cifartune.config import Choice, Range
-from cifartune.config.parameters import largest
 
 
 def test_a_range_contains_its_bounds_and_its_grid() -> None:
@@ -49,5 +48,5 @@ def test_a_parameter_applies_where_all_its_conditions_hold() -> None:
 
 
 def test_largest_value() -> None:
-    assert largest(Range(min=3, max=12)) == 12
-    assert largest(Choice(values=[64, 512, 128])) == 512
+    assert Range(min=3, max=12).largest() == 12
+    assert Choice(values=[64, 512, 128]).largest() == 512

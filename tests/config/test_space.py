@@ -106,7 +106,7 @@ def test_a_condition_on_a_range_must_lie_in_it() -> None:
         ({"base": {"seed": 3}}, "base.seed: is drawn for each trial from search.seed: set that"),
         (
             {"base": {"epochs": 2}, "scheduler": {"grace_period": 3}},
-            "scheduler.grace_period: must be at most base.epochs = 2, got 3",
+            "scheduler.grace_period: must be at most the 2 epochs of a trial, got 3",
         ),
         (
             {"data": {"train_subset": 500}},
@@ -136,8 +136,8 @@ def test_a_baseline_need_not_have_what_does_not_apply_to_it() -> None:
 
 
 def test_the_mode_follows_from_the_metric() -> None:
-    assert space(objective={"metric": "val_loss"}).objective.mode == "min"
-    assert space().objective.mode == "max"
+    assert space(objective={"metric": "val_loss"}).target.mode == "min"
+    assert space().target.mode == "max"
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("1.5m", 90), ("2 h", 7200), (9, 9)])
@@ -158,7 +158,7 @@ def test_parameters_are_ordered_by_their_conditions() -> None:
 
 def test_a_circle_of_conditions_is_refused() -> None:
     parameters = {
-        "model.init": {"values": ["default"]},
+        "model.init": {"values": ["default", "orthogonal"]},
         "model.dropout": {"values": [0], "when": {"tta": "none"}},
         "tta": {"values": ["none"], "when": {"augment.crop": 4}},
         "augment.crop": {"values": [4], "when": {"model.dropout": 0}},

@@ -1,0 +1,484 @@
+"""What must fit in a search space as a whole: each rule that spans more than one section."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from cifartune.config.fields import all_fields
+from cifartune.config.networks import networks
+from cifartune.config.parameters import Choice, Range, in_order, point_of
+from cifartune.config.problems import (
+    Problems,
+    RulesBroken,
+    Where,
+    nearest,
+    number,
+    unknown_key,
+)
+from cifartune.config.recipe import Recipe
+
+if TYPE_CHECKING:
+    from cifartune.config.space import SearchSpace
+
+FIXED = {"seed": "is drawn for each trial from search.seed: set that instead"}
+"""Recipe fields that a file must not set, with the reason."""
+
+Problem = tuple[Where, str]
+
+
+def problems(space: "SearchSpace", broken: Set[Where] = frozenset()) -> Problems:
+    """The rules that `space` breaks.
+
+    Args:
+        space: Each section of it is valid by itself.
+        broken: Places that were not, and have their default here: nothing is said about what
+            depends on them.
+    """
+    found: Problems = {}
+    for stage in _STAGES:
+        # A parameter that is wrong in itself is left out of what follows.
+        parts = _Parts(space, {*broken, *(w[:2] for w in found if w[0] == "parameters")})
+        for check in stage:
+            for where, rule in check(parts):
+                found.setdefault(where, rule)
+    return found
+
+
+def notes(space: "SearchSpace") -> list[str]:
+    """What is allowed in a valid `space` and may still not be what was meant."""
+    return [note for look in _NOTES for note in look(_Parts(space))]
+
+
+class _Parts:
+    """A space with what several checks ask of it."""
+
+    def __init__(self, space: "SearchSpace", broken: Set[Where] = frozenset()) -> None:
+        self.space = space
+        self.base = space.base.flat()
+        self.fields = all_fields()
+        wrong = {str(w[1]) for w in broken if w[:1] == ("parameters",) and len(w) > 1}
+        self.parameters = {n: p for n, p in space.parameters.items() if n not in wrong}
+        self.names = sorted({*space.parameters, *wrong})
+        self.left = sorted(self.fields.keys() - {*self.names, *FIXED})
+        meant = [n for name in wrong - self.fields.keys() for n in self._meant(name)]
+        self._broken = {*broken, *(("parameters", name) for name in meant)}
+        self.circle: Problems = {}
+        self.ordered: Mapping[str, Range | Choice] = {}
+        try:
+            self.ordered = in_order(self.parameters)
+        except RulesBroken as circle:
+            self.circle = circle.problems
+
+    def _meant(self, wrong: str) -> list[str]:
+        """The fields that a wrong name of a parameter, or of a section, may stand for."""
+        inside = [name for name in self.left if name.startswith(f"{wrong}.")]
+        return inside or nearest(wrong, self.left)
+
+    def known(self, *where: str | int) -> bool:
+        """Whether all that stands there is the file's own."""
+        return self.stands(*where) and not any(b[: len(where)] == where for b in self._broken)
+
+    def stands(self, *where: str | int) -> bool:
+        """Whether what stands there is the file's own, apart from what lies below."""
+        return not any(where[: len(b)] == b for b in self._broken)
+
+    def base_is_known(self, names: Iterable[str]) -> bool:
+        """Whether the baseline's values of these fields are the file's own."""
+        return all(self.known("base", *name.split(".")) for name in names)
+
+    def fits(self, name: str, value: Any) -> bool:
+        """Whether a parameter can have a value, by its own entry."""
+        parameter, field = self.parameters[name], self.fields[name]
+        return parameter.contains(value) and field.check(value) is None
+
+    def conditions(self, name: str) -> dict[str, list[Any]]:
+        """What others must be for a parameter to exist: its own conditions and all theirs."""
+        found: dict[str, list[Any]] = {}
+        seen, waiting = {name}, [name]
+        while waiting:
+            parameter = self.parameters.get(waiting.pop())
+            for other, allowed in parameter.when.items() if parameter else ():
+                found[other] = [v for v in found.get(other, allowed) if v in allowed]
+                if other not in seen:
+                    seen.add(other)
+                    waiting.append(other)
+        return found
+
+    def possible(self, name: str, conditions: Mapping[str, list[Any]]) -> list[Any]:
+        """What a field may be under `conditions`; of a range, its bounds."""
+        if name in conditions:
+            return conditions[name]
+        parameter = self.parameters.get(name)
+        if parameter is None:
+            return [self.base[name]]
+        values = list(parameter.values) if isinstance(parameter, Choice) else []
+        if isinstance(parameter, Range):
+            values = [parameter.min, parameter.max]
+        return list(dict.fromkeys([*values, self.base[name]])) if parameter.when else values
+
+
+def _names(parts: _Parts) -> Iterator[Problem]:
+    for name in parts.names:
+        if name in FIXED:
+            yield ("parameters", name), FIXED[name]
+        elif name not in parts.fields and name not in Recipe.model_fields:
+            yield ("parameters", name), unknown_key(name, parts.left)
+
+
+def _domains(parts: _Parts) -> Iterator[Problem]:
+    """Every bound and value must be a legal value of the field."""
+    for name, parameter in parts.parameters.items():
+        if name not in parts.fields:
+            continue
+        field, where = parts.fields[name], ("parameters", name)
+        if isinstance(parameter, Choice):
+            for index, value in enumerate(parameter.values):
+                if rule := field.check(value):
+                    yield (*where, "values", index), rule
+            if len(parameter.values) == 1 and not parameter.when:
+                only = parameter.values[0]
+                yield where, f"has one value: write {name} = {only} in base, where it is fixed"
+            continue
+        if field.kind not in (int, float):
+            yield where, "is no number: use values: [...] in place of min and max"
+            continue
+        for key in ("min", "max", "step"):
+            value = getattr(parameter, key)
+            if field.kind is int and value is not None and value != int(value):
+                yield (*where, key), f"must be a whole number, as {name} is, got {value}"
+            elif key != "step" and (rule := field.check(field.kind(value))):
+                yield (*where, key), rule
+
+
+def _conditions(parts: _Parts) -> Iterator[Problem]:
+    for name, parameter in parts.parameters.items():
+        for other, wanted in parameter.when.items():
+            where = ("parameters", name, "when", other)
+            if not parts.known("parameters", other):
+                continue
+            if other in parts.fields and other not in parts.parameters:
+                yield where, f"{other} is not searched: it is not among the parameters"
+            elif other not in parts.parameters:
+                yield where, unknown_key(other, parts.names)
+            else:
+                yield from _condition(parts, where, parts.parameters[other], wanted)
+    yield from parts.circle.items()
+    for name, parameter in parts.parameters.items():
+        needs = parts.conditions(name)
+        never = [other for other, values in needs.items() if not values]
+        # Told once, of the parameter that brings the contradiction, and not of all that need it.
+        if never and all(parts.conditions(other).get(never[0], [0]) for other in parameter.when):
+            rule = f"can never hold: the conditions on {never[0]} exclude each other"
+            yield ("parameters", name, "when"), rule
+
+
+def _condition(
+    parts: _Parts, where: Where, other: Range | Choice, wanted: list[Any]
+) -> Iterator[Problem]:
+    name = str(where[-1])
+    for value in wanted:
+        if not other.contains(value):
+            yield where, f"can never be {value!r}: {name} is {other}"
+            return
+        if rule := parts.fields[name].check(value):
+            yield where, rule
+            return
+    if isinstance(other, Range) and other.step is None and parts.fields[name].kind is float:
+        yield where, f"is met by chance alone: {name} is {other}; give that a step, or values"
+
+
+def _baseline(parts: _Parts) -> Iterator[Problem]:
+    """The baseline is trial 0, so it must lie in the space."""
+    if parts.space.base.seed:
+        yield ("base", "seed"), FIXED["seed"]
+    for name in point_of(parts.ordered, parts.base):
+        where, parameter = ("base", *name.split(".")), parts.parameters[name]
+        is_known = parts.base_is_known([name, *parts.conditions(name)])
+        if is_known and not parameter.contains(parts.base[name]):
+            yield (
+                where,
+                f"is {parts.base[name]}, but parameters.{name} is {parameter}: "
+                "the baseline is trial 0 and must lie in the space",
+            )
+
+
+def _sizes(parts: _Parts) -> Iterator[Problem]:
+    space = parts.space
+    if not (parts.known("data") and parts.known("stand_in")):
+        return
+    rest = 50_000 - space.data.validation - space.stand_in
+    if rest < (space.data.train_subset or 10):
+        yield ("stand_in",), "must leave enough of the 50,000 images for data to take its share"
+        return
+    sizes = {("base", "batch_size"): space.base.batch_size}
+    if searched := parts.parameters.get("batch_size"):
+        sizes["parameters", "batch_size"] = searched.largest()
+    for where, size in sizes.items():
+        if parts.known(*where) and size > space.train_images:
+            yield where, f"must be at most the {space.train_images:,} training images, got {size:,}"
+
+
+def _scheduler(parts: _Parts) -> Iterator[Problem]:
+    space, scheduler = parts.space, parts.space.scheduler
+    are_known = parts.known("objective") and parts.known("objectives")
+    if scheduler.metric and scheduler.metric not in [t.metric for t in space.targets]:
+        if are_known and parts.known("scheduler", "metric"):
+            yield ("scheduler", "metric"), f"is no objective of this search, got {scheduler.metric}"
+    elif not space.target.is_measured and are_known and parts.known("scheduler", "metric"):
+        measured = [t.metric for t in space.targets if t.is_measured]
+        if measured:
+            rule = f"is required: {space.target.metric} is the same at every epoch; name the "
+            yield ("scheduler", "metric"), rule + f"objective to stop by, such as {measured[0]}"
+        else:
+            key = "objectives" if space.objectives else "objective"
+            yield (key,), "must have a metric that training changes, such as val_accuracy"
+
+
+def _rungs(parts: _Parts) -> Iterator[Problem]:
+    space, scheduler = parts.space, parts.space.scheduler
+    needed = [("scheduler", "name"), ("scheduler", "grace_period"), ("parameters", "epochs")]
+    if scheduler.name == "none" or not all(parts.known(*where) for where in needed):
+        return
+    if not parts.base_is_known(["epochs"]):
+        return
+    grace = scheduler.grace_period
+    if grace > space.max_epochs:
+        yield (
+            ("scheduler", "grace_period"),
+            f"must be at most the {space.max_epochs} epochs of a trial, got {grace}",
+        )
+    elif scheduler.name == "hyperband" and parts.known("scheduler"):
+        rungs = rung_count(grace, space.max_epochs, scheduler.reduction_factor)
+        if scheduler.brackets > rungs:
+            yield (
+                ("scheduler", "brackets"),
+                f"must be at most the number of rungs, {rungs}: grace_period {grace}, "
+                f"{space.max_epochs} epochs; got {scheduler.brackets}",
+            )
+
+
+def rung_count(grace_period: int, max_epochs: int, reduction_factor: float) -> int:
+    """How many rungs successive halving has: at grace_period, times the factor, and so on."""
+    return int(math.log(max_epochs / grace_period) / math.log(reduction_factor) + 1)
+
+
+def _objectives(parts: _Parts) -> Iterator[Problem]:
+    space = parts.space
+    if space.objective and space.objectives:
+        yield ("objective",), "excludes objectives: a search has one or the other"
+    metrics = [target.metric for target in space.targets]
+    for index, metric in enumerate(metrics):
+        others = [m for i, m in enumerate(metrics[:index]) if parts.known("objectives", i)]
+        if metric in others and parts.known("objectives", index):
+            yield ("objectives", index, "metric"), f"is given twice: {metric}"
+    if len(metrics) > 1 and space.search.sampler == "cmaes":
+        yield ("search", "sampler"), "must be another one with several objectives: cmaes takes one"
+
+
+def _sampler(parts: _Parts) -> Iterator[Problem]:
+    space = parts.space
+    first = 1 + len(space.points)
+    if parts.stands("points") and space.search.num_trials < first:
+        yield (
+            ("search", "num_trials"),
+            f"must be at least {first}: the baseline and the points come first, "
+            f"got {space.search.num_trials}",
+        )
+    if space.search.sampler != "grid":
+        return
+    for name, parameter in parts.parameters.items():
+        field = parts.fields.get(name)
+        if field and parameter.every(is_int=field.kind is int) is None:
+            yield ("parameters", name), "must have a step, or values, for the sampler grid"
+
+
+def _points(parts: _Parts) -> Iterator[Problem]:
+    space = parts.space
+    if parts.circle:
+        return
+    # What a point leaves out is the baseline's: without that, each value is looked at by itself.
+    is_whole = parts.base_is_known(parts.names)
+    seen = {_key(point_of(parts.ordered, parts.base)): "the baseline, which is trial 0"}
+    for index, given in enumerate(space.points):
+        where = ("points", index)
+        if not parts.known(*where):
+            continue
+        rules = {name: _point(parts, name, value) for name, value in given.items()}
+        wrong = {name: rule for name, rule in rules.items() if rule}
+        yield from (((*where, name), rule) for name, rule in wrong.items())
+        others = {*given, *(other for name in given for other in parts.conditions(name))}
+        if wrong or not is_whole or others - parts.parameters.keys():
+            continue
+        point = point_of(parts.ordered, {**parts.base, **given})
+        for name in given.keys() - point.keys():
+            yield (*where, name), "does not exist at this point: its `when` is not met"
+        for name, value in point.items():
+            if name not in given and not parts.parameters[name].contains(value):
+                yield (*where, name), f"is required here: the baseline's {value} is out of range"
+        if (key := _key(point)) in seen:
+            yield where, f"is the same point as {seen[key]}"
+        seen.setdefault(key, f"points.{index}")
+
+
+def _point(parts: _Parts, name: str, value: Any) -> str | None:
+    """The rule that a value of a point breaks by itself."""
+    if name not in parts.parameters and parts.known("parameters", name):
+        is_field = name in parts.fields
+        return "is not searched" if is_field else unknown_key(name, parts.names)
+    parameter = parts.parameters.get(name)
+    if parameter is None:
+        return None
+    return (
+        parts.fields[name].check(value)
+        if parameter.contains(value)
+        else (f"must be {parameter}, got {value}")
+    )
+
+
+def _key(point: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
+    return tuple(sorted(point.items()))
+
+
+@dataclass(frozen=True)
+class _Need:
+    """What another field must be for a field to have any effect."""
+
+    field: str
+    is_met_by: Callable[[Any], bool]
+    text: str
+
+
+def _one_of(field: str, *values: str) -> _Need:
+    return _Need(field, lambda value: value in values, f"{field} {' or '.join(values)}")
+
+
+def _not_zero(field: str) -> _Need:
+    return _Need(field, bool, f"{field} above 0")
+
+
+def _family(name: str) -> Callable[[Any], bool]:
+    return lambda value: value in networks() and networks()[value].family == name
+
+
+EFFECTS: dict[str, list[_Need]] = {
+    "model.stem": [_Need("model.name", _family("resnet"), "a ResNet")],
+    "model.init": [_one_of("model.weights", "none")],
+    "optimizer.momentum": [_one_of("optimizer.name", "sgd", "muon")],
+    "augment.strength": [_not_zero(f"augment.{name}") for name in ("crop", "flip", "cutout")],
+    "augment.crop": [_not_zero("augment.strength")],
+    "augment.flip": [_not_zero("augment.strength")],
+    "augment.cutout": [_not_zero("augment.strength")],
+}
+"""Fields that act only where another has certain values: one of the needs must be met."""
+
+
+def _effects(parts: _Parts) -> Iterator[Problem]:
+    for name in parts.parameters:
+        needs = EFFECTS.get(name, [])
+        if not needs or not all(_is_known(parts, need.field) for need in needs):
+            continue
+        conditions = parts.conditions(name)
+        possible = {need.field: parts.possible(need.field, conditions) for need in needs}
+        if not any(need.is_met_by(value) for need in needs for value in possible[need.field]):
+            wanted = " or ".join(need.text for need in needs)
+            is_now = ", ".join(
+                f"{field} is {' or '.join(map(str, values))}" for field, values in possible.items()
+            )
+            yield ("parameters", name), f"has no effect: it takes {wanted}, and {is_now}"
+
+
+def _is_known(parts: _Parts, field: str) -> bool:
+    return parts.known("parameters", field) and parts.known("base", *field.split("."))
+
+
+def _weights(parts: _Parts) -> Iterator[Problem]:
+    """ImageNet weights only for networks that have them."""
+    if not (_is_known(parts, "model.name") and _is_known(parts, "model.weights")):
+        return
+    searched, every = parts.parameters.get("model.weights"), parts.possible("model.name", {})
+    cases: dict[Where, list[Any]] = {}
+    if isinstance(searched, Choice) and "imagenet" in searched.values:
+        conditions = parts.conditions("model.weights")
+        cases["parameters", "model.weights"] = parts.possible("model.name", conditions)
+    if parts.base["model.weights"] == "imagenet" and (searched is None or searched.when):
+        # The baseline's value counts where the parameter does not exist.
+        exists = (
+            searched.when["model.name"] if searched and [*searched.when] == ["model.name"] else []
+        )
+        cases["base", "model", "weights"] = [name for name in every if name not in exists]
+    for where, names in cases.items():
+        without = [n for n in names if n in networks() and not networks()[n].has_weights]
+        if without:
+            told = " or ".join(without)
+            yield where, f"can not be imagenet with {told}: timm has no weights for it"
+
+
+_STAGES: list[list[Callable[[_Parts], Iterator[Problem]]]] = [
+    [_names, _domains],
+    [_conditions],
+    [
+        _baseline,
+        _sizes,
+        _scheduler,
+        _rungs,
+        _objectives,
+        _sampler,
+        _points,
+        _effects,
+        _weights,
+    ],
+]
+
+
+def _waste(parts: _Parts) -> Iterator[str]:
+    """A parameter that is sampled where it has no effect."""
+    for name, parameter in parts.parameters.items():
+        conditions = parts.conditions(name)
+        # Of several needs, one is enough: only a single one that can be met decides.
+        can_be_met = [
+            need
+            for need in EFFECTS.get(name, [])
+            if any(map(need.is_met_by, parts.possible(need.field, conditions)))
+        ]
+        for need in can_be_met if len(can_be_met) == 1 else []:
+            values = parts.possible(need.field, conditions)
+            good = [value for value in values if need.is_met_by(value)]
+            searched = parts.parameters.get(need.field)
+            if isinstance(searched, Choice) and len(good) < len(values):
+                bad = ", ".join(str(value) for value in values if value not in good)
+                yield (
+                    f"parameters.{name} has no effect where {need.field} is {bad}; "
+                    f"add when: {{{need.field}: [{', '.join(map(str, good))}]}}"
+                    + ("" if not parameter.when else " to its conditions")
+                )
+
+
+def _grid_size(parts: _Parts) -> Iterator[str]:
+    space = parts.space
+    points = space.grid()
+    if points is None or not parts.parameters:
+        return
+    count = sum(1 for _ in islice(points, 1_000_001))
+    if count < space.search.num_trials:
+        yield f"the space has {count} points: the search ends after {count} trials"
+    elif space.search.sampler == "grid" and count > space.search.num_trials:
+        told = f"{number(count)}" if count <= 1_000_000 else "more than a million"
+        yield f"the grid has {told} points, of which {space.search.num_trials:,} are tried"
+
+
+def _unmodelled(parts: _Parts) -> Iterator[str]:
+    if parts.space.search.sampler == "cmaes":
+        others = [n for n, p in parts.parameters.items() if isinstance(p, Choice) or p.when]
+        if others:
+            yield f"cmaes draws choices and conditional parameters at random: {', '.join(others)}"
+
+
+def _never_stops(parts: _Parts) -> Iterator[str]:
+    space = parts.space
+    if space.scheduler.name != "none" and space.scheduler.grace_period == space.max_epochs > 1:
+        yield "the scheduler stops nothing: scheduler.grace_period is as long as a trial"
+
+
+_NOTES: list[Callable[[_Parts], Iterator[str]]] = [_waste, _grid_size, _unmodelled, _never_stops]
