@@ -1,5 +1,8 @@
 """Which device trains, and in which arithmetic."""
 
+import resource
+import sys
+
 import torch
 
 
@@ -18,6 +21,15 @@ def choose_precision(wanted: str, device: torch.device) -> str:
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     return "bf16" if _cpu_has_bf16() else "fp32"
+
+
+def most_memory(device: torch.device) -> int:
+    """The most bytes that this process ever used: of the GPU, or else of main memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_reserved(device)
+    # Linux counts in KiB, macOS in bytes.
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _cpu_has_bf16() -> bool:

@@ -1,0 +1,347 @@
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cifartune.config import Recipe, SearchSpace
+from cifartune.config.recipe import Section, recipe_fields
+from cifartune.models import build as models_build
+from cifartune.training import NonFiniteLoss, SplitImages, canary, classifier
+from cifartune.training import trainer as training
+from cifartune.training.augment import crop_and_flip, cutout_
+from cifartune.training.canary import fingerprint, idle_parameters
+from cifartune.training.classifier import Classifier
+from cifartune.training.images import Normalization
+from cifartune.training.trainer import Trainer
+
+Cut = Callable[[pytest.MonkeyPatch], None]
+
+SEARCHED: dict[str, dict[str, Any]] = {
+    "model.name": {"values": ["speednet_small", "resnet18"]},
+    "model.weights": {"values": ["none", "imagenet"], "when": {"model.name": "resnet18"}},
+    "model.stem": {"values": ["cifar", "native"], "when": {"model.name": "resnet18"}},
+    "model.dropout": {"values": [0.0, 0.5]},
+    "model.init": {"values": ["default", "orthogonal"]},
+    "model.resolution": {"values": [16, 24]},
+    "data.normalize": {"values": ["split", "half"]},
+    "augment.strength": {"values": [1.0, 0.5]},
+    "augment.crop": {"values": [4, 2]},
+    "augment.flip": {"values": [0.5, 0.0]},
+    "augment.cutout": {"values": [8, 0]},
+    "optimizer.name": {"values": ["sgd", "adamw"]},
+    "optimizer.lr": {"values": [0.1, 0.01]},
+    "optimizer.momentum": {"values": [0.9, 0.5]},
+    "optimizer.weight_decay": {"values": [5e-4, 1e-6]},
+    "schedule.name": {"values": ["one_cycle", "cosine"]},
+    "schedule.warmup": {"values": [0.2, 0.1]},
+    "epochs": {"values": [2, 3]},
+    "batch_size": {"values": [64, 48]},
+    "label_smoothing": {"values": [0.0, 0.1]},
+    "tta": {"values": ["none", "flip"]},
+    "precision": {"values": ["fp32", "bf16"]},
+}
+"""Two values of every recipe field, the first that of the baseline."""
+
+
+def reset(target: Any, *functions: str, **values: Any) -> Cut:
+    """Cuts fields of the recipe that is handed to `functions` of `target`."""
+
+    def cut(monkeypatch: pytest.MonkeyPatch) -> None:
+        for function in functions:
+            original = getattr(target, function)
+
+            def deaf(*args: Any, original: Any = original) -> Any:
+                known = (a.model_copy(update=values) if isinstance(a, Section) else a for a in args)
+                return original(*known)
+
+            monkeypatch.setattr(target, function, deaf)
+
+    return cut
+
+
+def replace(target: Any, name: str, make: Callable[[Any], Any]) -> Cut:
+    """Puts what `make` makes of the original in the place of `target.name`."""
+    return lambda monkeypatch: monkeypatch.setattr(target, name, make(getattr(target, name)))
+
+
+def cut_batch_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The trainer asks for the size in two places."""
+    monkeypatch.setattr(Trainer, "steps_per_epoch", 5)
+    monkeypatch.setattr(Trainer, "batches", lambda trainer: trainer.split.train.split(64))
+
+
+CUTS: dict[str, Cut] = {
+    "model.name": replace(
+        timm, "create_model", lambda f: lambda _, **kw: f("speednet_small", **kw)
+    ),
+    "model.weights": replace(
+        timm, "create_model", lambda f: lambda *a, **kw: f(*a, **kw | {"pretrained": False})
+    ),
+    "model.stem": replace(models_build, "_use_cifar_stem", lambda _: lambda network: None),
+    "model.dropout": replace(
+        timm, "create_model", lambda f: lambda *a, **kw: f(*a, **kw | {"drop_rate": 0})
+    ),
+    "model.init": replace(models_build, "apply_init", lambda _: lambda network, scheme: None),
+    "model.resolution": replace(classifier, "resize", lambda f: lambda images, _: f(images, 16)),
+    "data.normalize": replace(Normalization, "make", lambda f: lambda _, split: f("half", split)),
+    "augment.strength": reset(training, "crop_and_flip", "cutout_", strength=1.0),
+    "augment.crop": reset(training, "crop_and_flip", crop=4),
+    "augment.flip": reset(training, "crop_and_flip", flip=0.5),
+    "augment.cutout": reset(training, "cutout_", cutout=8),
+    "optimizer.name": reset(training, "build_optimizer", name="sgd"),
+    "optimizer.lr": reset(training, "build_optimizer", lr=0.1),
+    "optimizer.momentum": reset(training, "build_optimizer", momentum=0.9),
+    "optimizer.weight_decay": reset(training, "build_optimizer", weight_decay=5e-4),
+    "schedule.name": reset(training, "lr_factor", name="cosine"),
+    "schedule.warmup": reset(training, "lr_factor", warmup=0.2),
+    "epochs": replace(Trainer, "total_steps", lambda _: property(lambda t: 2 * t.steps_per_epoch)),
+    "batch_size": cut_batch_size,
+    "label_smoothing": replace(
+        F, "cross_entropy", lambda f: lambda *a, label_smoothing=0.0, **kw: f(*a, **kw)
+    ),
+    "tta": replace(
+        Classifier, "forward", lambda _: lambda self, images: self.network(self.prepare(images))
+    ),
+    "precision": replace(training, "choose_precision", lambda _: lambda wanted, device: "fp32"),
+}
+"""How the wire of each field is cut, at the place that consumes it."""
+
+
+def space(base: Recipe, parameters: dict[str, Any]) -> SearchSpace:
+    return SearchSpace.model_validate({"name": "canary", "base": base, "parameters": parameters})
+
+
+@pytest.fixture(autouse=True)
+def no_download(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stands in for timm's hub: the same weights each time."""
+
+    def load(network: nn.Module, **_: Any) -> None:
+        for weight in network.parameters():
+            nn.init.constant_(weight, 0.01)
+
+    monkeypatch.setattr("timm.models._builder.load_pretrained", load)
+
+
+@pytest.fixture
+def base(recipe: Recipe) -> Recipe:
+    """The first value of every field in `SEARCHED`."""
+    return recipe.with_values({name: p["values"][0] for name, p in SEARCHED.items()})
+
+
+def test_every_field_has_values_and_a_cut() -> None:
+    assert SEARCHED.keys() == CUTS.keys() == recipe_fields().keys() - {"seed"}
+
+
+def test_intact_wires_are_not_reported(base: Recipe, split: SplitImages) -> None:
+    assert idle_parameters(space(base, SEARCHED), split) == {}
+
+
+@pytest.mark.parametrize("name", SEARCHED)
+def test_a_cut_wire_is_reported_by_name(
+    base: Recipe, split: SplitImages, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    resnet = {"model.stem": "model.name", "model.weights": "model.name"}
+    other = {**resnet, "label_smoothing": "tta"}.get(name, "label_smoothing")
+    searched = space(base, {key: SEARCHED[key] for key in (name, other)})
+    assert idle_parameters(searched, split) == {}
+    CUTS[name](monkeypatch)
+    assert idle_parameters(searched, split) == {name: tuple(SEARCHED[name]["values"])}
+
+
+def draws_crops_in_vain(images: Tensor, *args: Any) -> Tensor:
+    crop_and_flip(images, *args)
+    return images
+
+
+def draws_cutout_in_vain(x: Tensor, *args: Any) -> Tensor:
+    cutout_(x.clone(), *args)
+    return x
+
+
+@pytest.mark.parametrize(
+    ("name", "function", "stub"),
+    [
+        ("augment.crop", "crop_and_flip", draws_crops_in_vain),
+        ("augment.flip", "crop_and_flip", draws_crops_in_vain),
+        ("augment.cutout", "cutout_", draws_cutout_in_vain),
+    ],
+)
+def test_random_numbers_drawn_in_vain_are_no_effect(
+    base: Recipe,
+    split: SplitImages,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    function: str,
+    stub: Callable[..., Tensor],
+) -> None:
+    monkeypatch.setattr(training, function, stub)
+    searched = space(base, {key: SEARCHED[key] for key in (name, "tta")})
+    assert idle_parameters(searched, split).keys() == {name}
+
+
+def test_a_conditional_parameter_is_moved_where_it_exists(
+    base: Recipe, split: SplitImages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parameters = {
+        "optimizer.momentum": {"min": 0.5, "max": 0.9, "when": {"optimizer.name": "sgd"}},
+        "optimizer.name": {"values": ["adamw", "sgd"], "when": {"schedule.name": "cosine"}},
+        "schedule.name": {"values": ["one_cycle", "cosine"]},
+    }
+    searched = space(base.with_values({"optimizer.name": "adamw"}), parameters)
+    moved: list[Recipe] = []
+
+    def spy(recipe: Recipe, split: SplitImages) -> str:
+        moved.append(recipe)
+        return fingerprint(recipe, split)
+
+    monkeypatch.setattr(canary, "fingerprint", spy)
+    assert idle_parameters(searched, split) == {}
+    assert [(r.schedule.name, r.optimizer.name, r.optimizer.momentum) for r in moved[:2]] == [
+        ("cosine", "sgd", 0.5),
+        ("cosine", "sgd", 0.9),
+    ]
+
+
+def test_conditions_on_one_parameter_are_met_together(base: Recipe) -> None:
+    parameters = {
+        "augment.crop": {"values": [4, 2], "when": {"epochs": [3, 4, 5], "tta": "flip"}},
+        "augment.cutout": {"values": [8, 0], "when": {"epochs": [4, 5], "augment.crop": [2]}},
+        "tta": {"values": ["none", "flip"], "when": {"epochs": [5, 2, 3]}},
+        "epochs": {"min": 2, "max": 5},
+    }
+    for point in canary._points(space(base, parameters), "augment.cutout"):
+        assert (point.epochs, point.tta, point.augment.crop) == (5, "flip", 2)
+
+
+def test_a_parameter_without_effect_at_the_baseline_is_tried_elsewhere(
+    base: Recipe, split: SplitImages
+) -> None:
+    base = base.with_values({"augment.strength": 0.0})
+    parameters = {
+        "augment.crop": {"min": 0, "max": 4},
+        "augment.strength": {"min": 0.0, "max": 1.0},
+    }
+    assert idle_parameters(space(base, parameters), split) == {}
+
+
+@pytest.mark.parametrize(
+    ("values", "name", "bounds"),
+    [
+        ({"augment.strength": 0.4}, "augment.crop", (0, 1)),  # 0.4 pixels are none
+        ({"augment.strength": 0.0}, "augment.crop", (0, 4)),
+        ({"optimizer.name": "adamw"}, "optimizer.momentum", (0.5, 0.9)),
+    ],
+)
+def test_a_range_that_nothing_heeds_is_idle(
+    base: Recipe, split: SplitImages, values: dict[str, Any], name: str, bounds: tuple[Any, Any]
+) -> None:
+    inside = base.with_values({name: bounds[0]})
+    low, high = bounds
+    searched = space(inside, {name: {"min": low, "max": high}, "tta": SEARCHED["tta"]})
+    # A space may refuse some of these bases by rules of its own.
+    searched = searched.model_copy(update={"base": inside.with_values(values)})
+    idle = idle_parameters(searched, split)
+    assert idle == {name: bounds}
+    assert [type(value) for value in idle[name]] == [type(value) for value in bounds]
+
+
+def test_one_value_is_no_choice(base: Recipe, split: SplitImages) -> None:
+    parameters = {
+        "tta": SEARCHED["tta"],
+        "augment.crop": {"values": [4], "when": {"tta": "flip"}},
+    }
+    assert idle_parameters(space(base, parameters), split) == {}
+
+
+def test_a_choice_is_idle_only_if_all_its_values_are_alike(
+    base: Recipe, split: SplitImages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    meant = {"auto": "fp32", "fp32": "fp32", "bf16": "bf16"}
+    monkeypatch.setattr(training, "choose_precision", lambda wanted, device: meant[wanted])
+    alike, different = ["auto", "fp32"], ["auto", "fp32", "bf16"]
+    base = base.with_values({"precision": "auto"})
+    assert idle_parameters(space(base, {"precision": {"values": alike}}), split) == {
+        "precision": ("auto", "fp32")
+    }
+    assert idle_parameters(space(base, {"precision": {"values": different}}), split) == {}
+
+
+def test_a_schedule_shows_in_a_single_epoch(base: Recipe, split: SplitImages) -> None:
+    """In the two steps of 600 images it would not: both schedules start at 1 and go on at 0.5."""
+    base = base.with_values({"epochs": 1, "schedule.warmup": 0.0, "batch_size": 300})
+    split = dataclasses.replace(split, train=torch.arange(900))
+    parameters = {"schedule.name": {"values": ["one_cycle", "cosine"]}}
+    assert idle_parameters(space(base, parameters), split) == {}
+
+
+def test_points_lie_in_the_space(base: Recipe) -> None:
+    parameters = {
+        "optimizer.lr": {"min": 1e-3, "max": 0.3, "log": True},
+        "optimizer.momentum": {"min": 0.5, "max": 0.95, "step": 0.15},
+        "batch_size": {"min": 32, "max": 256, "step": 32},
+        "epochs": {"min": 1, "max": 100, "log": True},
+        "model.init": {"values": ["default", "orthogonal"]},
+    }
+    base = base.with_values({"optimizer.momentum": 0.8})
+    searched = space(base, parameters)
+    points = [point for name in parameters for point in canary._points(searched, name)]
+    assert points[0] == base
+    assert len(set(points)) == 1 + canary.FURTHER_POINTS
+    for point in points:
+        for name, parameter in searched.parameters.items():
+            assert parameter.contains(point.flat()[name]), name
+    assert points == [point for name in parameters for point in canary._points(searched, name)]
+
+
+def test_a_failure_of_the_recipe_is_a_result(
+    base: Recipe, split: SplitImages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cross_entropy = F.cross_entropy
+
+    def infinite(*args: Any, **kwargs: Any) -> Tensor:
+        return cross_entropy(*args, **kwargs) * float("inf")
+
+    monkeypatch.setattr(F, "cross_entropy", infinite)
+    with pytest.raises(NonFiniteLoss):
+        Trainer(base, split, device=canary.CPU).train_on([split.train[:32]])
+    searched = space(base, {key: SEARCHED[key] for key in ("label_smoothing", "augment.crop")})
+    # Where every loss is infinite, smoothing can change nothing; the crop still shows.
+    assert idle_parameters(searched, split).keys() == {"label_smoothing"}
+
+
+def test_a_defect_is_no_result(
+    base: Recipe, split: SplitImages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(trainer: Trainer, batches: Any) -> Any:
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr(Trainer, "train_on", fail)
+    with pytest.raises(RuntimeError, match="a defect"):
+        idle_parameters(space(base, {"tta": SEARCHED["tta"]}), split)
+
+
+@pytest.mark.parametrize(("name", "optimizer"), [("speednet_small", "muon"), ("resnet18", "sgd")])
+def test_the_same_recipe_has_the_same_fingerprint(
+    base: Recipe, split: SplitImages, name: str, optimizer: str
+) -> None:
+    values = {"model.name": name, "model.dropout": 0.3, "optimizer.name": optimizer, "tta": "flip"}
+    prints = [fingerprint(base.with_values(values | {"seed": seed}), split) for seed in (0, 0, 1)]
+    assert prints[0] == prints[1] != prints[2]
+
+
+@pytest.mark.parametrize("gradients", [True, False])
+def test_torch_is_left_as_it_was(base: Recipe, split: SplitImages, gradients: bool) -> None:
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    threads = torch.get_num_threads()
+    searched = space(base, {key: SEARCHED[key] for key in ("model.dropout", "tta")})
+    with torch.set_grad_enabled(gradients):
+        assert idle_parameters(searched, split) == {}
+        assert torch.is_grad_enabled() == gradients
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.get_num_threads() == threads
