@@ -4,14 +4,14 @@ import asyncio
 from collections import deque
 from dataclasses import dataclass, field
 
-from cifartune.tuning.messages import Failed, Job, Message, Progress
+from cifartune.tuning.messages import Failed, Message, Progress, Work
 
 _STOPPED = Failed("stopped", "the job was stopped")
 
 
 @dataclass(eq=False)
 class _Entry:
-    job: Job
+    job: Work
     slot: int | None = None
     asked: bool = True
     messages: asyncio.Queue[Message] = field(default_factory=asyncio.Queue)
@@ -29,12 +29,12 @@ class Board:
     def __init__(self) -> None:
         self._entries: dict[str, _Entry] = {}
         self._waiting: deque[_Entry] = deque()
-        self._idle: dict[int, asyncio.Future[Job | None]] = {}
+        self._idle: dict[int, asyncio.Future[Work | None]] = {}
         self._closed = False
         self._abandoned: Failed | None = None
         self._worked: set[int] = set()
 
-    async def submit(self, job: Job) -> None:
+    async def submit(self, job: Work) -> None:
         """Puts a job on the board, in place of one with its id; the next free slot takes it."""
         await self.stop(job.id)
         entry = self._entries[job.id] = _Entry(job)
@@ -74,11 +74,11 @@ class Board:
         for job_id in list(self._entries):
             await self.stop(job_id)
 
-    async def take(self, slot: int) -> Job | None:
+    async def take(self, slot: int) -> Work | None:
         """A slot is free: waits for its next job. None: the board is closed."""
         if self._closed:
             return None
-        future: asyncio.Future[Job | None] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[Work | None] = asyncio.get_running_loop().create_future()
         self._idle[slot] = future
         self._match()
         return await future

@@ -16,7 +16,7 @@ from cifartune.data.splits import Splits
 from cifartune.files import write_atomically
 from cifartune.training import EpochResult, SplitImages, Trainer
 from cifartune.training.classifier import save_classifier
-from cifartune.training.device import choose_device
+from cifartune.training.device import choose_device, most_memory
 from cifartune.tuning.messages import Job
 
 CHECKPOINT = "checkpoint.pt"
@@ -36,14 +36,15 @@ def run_job(
         device: Default: the GPU where there is one.
 
     Returns:
-        Facts about the run: parameters, precision, device and threads; None if `report` ended it
-        early, in which case its last checkpoint is left.
+        Facts about the run: parameters, precision, device, threads and memory; None if `report`
+        ended it early, in which case its last checkpoint is left.
 
     Raises:
         TrainingFailure: The recipe failed.
     """
     device = device or choose_device()
-    trainer = Trainer(job.recipe, _split(job, device), device=device)
+    split = load_split(job.splits, job.data_root, fold=job.fold, device=device)
+    trainer = Trainer(job.recipe, split, device=device)
     checkpoint = job.folder / CHECKPOINT
     if checkpoint.exists():
         trainer.load_state_dict(torch.load(checkpoint, map_location=device, weights_only=True))
@@ -52,7 +53,7 @@ def run_job(
             if not report(result):
                 return None
             if result.epoch < job.recipe.epochs:
-                _save_checkpoint(trainer, checkpoint)
+                save_checkpoint(trainer, checkpoint)
         if job.fold is not None:
             _save_outputs(job, trainer)
         checkpoint.unlink(missing_ok=True)
@@ -68,15 +69,17 @@ def run_job(
         "resolved_precision": precision,
         "device": device.type,
         "threads": torch.get_num_threads(),
+        "memory_bytes": most_memory(device),
     }
 
 
-def _split(job: Job, device: torch.device) -> SplitImages:
-    splits = Splits.load(job.splits)
-    train, validation = (
-        (splits.train, splits.validation) if job.fold is None else splits.held_out(job.fold)
-    )
-    images, labels = _images(job.data_root, device)
+def load_split(
+    path: Path, data_root: Path, *, fold: int | None, device: torch.device
+) -> SplitImages:
+    """The images of a search's trials, or of one fold of its refit, on `device`."""
+    splits = Splits.load(path)
+    train, validation = (splits.train, splits.validation) if fold is None else splits.held_out(fold)
+    images, labels = _images(data_root, device)
     return SplitImages(images, labels, torch.from_numpy(train), torch.from_numpy(validation))
 
 
@@ -88,7 +91,8 @@ def _images(root: Path, device: torch.device) -> tuple[Tensor, Tensor]:
     return images.to(device), labels.to(device)
 
 
-def _save_checkpoint(trainer: Trainer, path: Path) -> None:
+def save_checkpoint(trainer: Trainer, path: Path) -> None:
+    """Writes all that is needed to go on, whole or not at all."""
     buffer = io.BytesIO()
     torch.save(trainer.state_dict(), buffer)
     write_atomically(path, buffer.getvalue())

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cifartune.config import Recipe
+from cifartune.config import Recipe, SearchSpace
 
 RETRIES = 2
 """How often a job is given to another slot after its own died."""
@@ -30,6 +30,64 @@ class Job:
     data_root: Path
     splits: Path
     fold: int | None = None
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A look before the first trial: which parameters do nothing, and what recipes cost.
+
+    Attributes:
+        id: As a job's.
+        space: Its searched parameters are moved one by one.
+        recipes: What to measure, each for about a second.
+        folder: Where a checkpoint is written for a moment.
+        data_root: Where the prepared images are.
+        splits: The npz file of the search's splits.
+    """
+
+    id: str
+    space: SearchSpace
+    recipes: list[Recipe]
+    folder: Path
+    data_root: Path
+    splits: Path
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What training a recipe costs in a slot.
+
+    Attributes:
+        train_rate: Training images a second.
+        eval_rate: Images a second in evaluation, without test-time augmentation.
+        build_seconds: From a recipe to the first step.
+        checkpoint_seconds: To write a checkpoint.
+        checkpoint_bytes: Its size.
+        weights_bytes: The size of the network's weights alone.
+    """
+
+    train_rate: float
+    eval_rate: float
+    build_seconds: float
+    checkpoint_seconds: float
+    checkpoint_bytes: int
+    weights_bytes: int
+
+
+@dataclass(frozen=True)
+class Probed:
+    """What a probe found.
+
+    Attributes:
+        idle: Parameters that change nothing, each with two values that were tried.
+        costs: The cost of each recipe of the probe.
+        memory_bytes: The most memory that the slot used: of the GPU where it has one, else of the
+            process.
+    """
+
+    idle: dict[str, tuple[Any, Any]]
+    costs: list[Cost]
+    memory_bytes: int
 
 
 @dataclass(frozen=True)
@@ -79,3 +137,4 @@ class Failed:
 
 
 Message = Progress | Finished | Failed
+Work = Job | Probe

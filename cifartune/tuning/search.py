@@ -5,21 +5,19 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import ray
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 from ray import tune
-from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from cifartune.config.parameters import largest
 from cifartune.errors import UserError
 from cifartune.events import Observer
 from cifartune.tuning.messages import Failed
+from cifartune.tuning.schedulers import Unpickled, make_scheduler, tune_metric
 from cifartune.tuning.slots import SlotPool
-from cifartune.tuning.study import Proposal, TrialStudy
+from cifartune.tuning.study import Proposal, SpaceExhausted, TrialStudy
 from cifartune.tuning.trainable import Trial
 
 
@@ -59,7 +57,7 @@ def run_trials(
         trainable,
         tune_config=tune.TuneConfig(
             search_alg=_Proposals(study),
-            scheduler=_scheduler(study),
+            scheduler=make_scheduler(study),
             num_samples=-1,
             max_concurrent_trials=pool.shape.count,
             reuse_actors=True,
@@ -87,18 +85,11 @@ def run_trials(
                 ledger.close(trial.number)
 
 
-class _Unpickled:
-    """Tune pickles its parts for its own restore. Ours is the study: nothing of this is kept."""
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {}
-
-
-class _Proposals(_Unpickled, Searcher):
+class _Proposals(Unpickled, Searcher):
     """Hands the study's unfinished trials to Tune, then its proposals."""
 
     def __init__(self, study: TrialStudy) -> None:
-        super().__init__(metric=_tune_metric(study), mode=study.space.objective.mode)
+        super().__init__(metric=tune_metric(study), mode=study.space.target.mode)
         self._study = study
         self._unfinished = [
             Proposal(trial.number, study.recipe(trial))
@@ -109,8 +100,11 @@ class _Proposals(_Unpickled, Searcher):
     def suggest(self, trial_id: str) -> dict[str, Any] | str:  # type: ignore[override]
         if self._unfinished:
             proposal = self._unfinished.pop(0)
-        elif len(self._study.trials) < self._study.space.search.num_trials:
-            proposal = self._study.propose()
+        elif self._study.trials_left > 0:
+            try:
+                proposal = self._study.propose()
+            except SpaceExhausted:
+                return Searcher.FINISHED
         else:
             return Searcher.FINISHED
         return {"number": proposal.number, "recipe": proposal.recipe.model_dump()}
@@ -127,53 +121,7 @@ class _Proposals(_Unpickled, Searcher):
         """Nothing: the study is the state."""
 
 
-def _scheduler(study: TrialStudy) -> TrialScheduler:
-    settings = study.space.scheduler
-    if settings.name == "none":
-        return FIFOScheduler()  # type: ignore[no-untyped-call]
-    epochs = study.space.parameters.get("epochs")
-    return _StudyAsha(
-        study,
-        # Not left to Tune, which would tell them after the rungs are rebuilt.
-        metric=_tune_metric(study),
-        mode=study.space.objective.mode,
-        time_attr="epoch",
-        grace_period=settings.grace_period,
-        reduction_factor=settings.reduction_factor,
-        max_t=max(study.space.base.epochs, largest(epochs) if epochs else 0),
-    )
-
-
-class _StudyAsha(_Unpickled, AsyncHyperBandScheduler):
-    """Tune's ASHA, whose rungs are rebuilt from the study: they are lost on Tune's own restore."""
-
-    _nobody: Any = None  # the controller that ASHA asks for and never uses
-
-    def __init__(self, study: TrialStudy, **settings: Any) -> None:
-        super().__init__(**settings)
-        self._study = study
-        for trial in study.trials:
-            if trial.state.is_finished():
-                handle: Any = SimpleNamespace(trial_id=f"study-{trial.number}")
-                super().on_trial_add(self._nobody, handle)
-                self._replay(handle, trial)
-
-    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
-        super().on_trial_add(tune_controller, trial)
-        self._replay(trial, self._study.trials[trial.config["number"]])
-
-    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        decision = super().on_trial_result(tune_controller, trial, result)
-        # The baseline is trained to its end, so that every search can say whether it was beaten.
-        is_baseline = getattr(trial, "config", {}).get("number") == 0
-        return TrialScheduler.CONTINUE if is_baseline else decision
-
-    def _replay(self, handle: Any, recorded: FrozenTrial) -> None:
-        for epoch, value in sorted(recorded.intermediate_values.items()):
-            self.on_trial_result(self._nobody, handle, {"epoch": epoch, str(self._metric): value})
-
-
-class _Ledger(_Unpickled, tune.Callback):
+class _Ledger(Unpickled, tune.Callback):
     """Writes each event to the study before Tune acts on it, then tells the observers."""
 
     def __init__(
@@ -183,7 +131,7 @@ class _Ledger(_Unpickled, tune.Callback):
         self._pool = pool
         self._observers = observers
         self._folder = folder
-        self._metric = study.space.objective.metric
+        self._metric = study.space.target.metric
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         number = trial.config["number"]
@@ -234,7 +182,7 @@ class _Ledger(_Unpickled, tune.Callback):
             observer.trial_ended(self._study.trials[number])
 
 
-class _Stopper(_Unpickled, tune.Stopper):
+class _Stopper(Unpickled, tune.Stopper):
     """Ends the search when asked to, or when its time is up."""
 
     def __init__(self, pool: SlotPool, stop: threading.Event, seconds: float | None) -> None:
@@ -258,8 +206,3 @@ class _Stopper(_Unpickled, tune.Stopper):
 
 def _dirname(trial: Any) -> str:
     return f"trial-{trial.config['number']}-{trial.trial_id}"
-
-
-def _tune_metric(study: TrialStudy) -> str:
-    """The objective's name in Tune's flattened results."""
-    return f"metrics/{study.space.objective.metric}"

@@ -17,7 +17,16 @@ from ray.train.torch import TorchTrainer
 from cifartune.config.space import ResourceSpec
 from cifartune.errors import Interrupted, UserError
 from cifartune.tuning.board import Board
-from cifartune.tuning.messages import RETRIES, Failed, Finished, Job, Message, Progress
+from cifartune.tuning.messages import (
+    RETRIES,
+    Failed,
+    Finished,
+    Message,
+    Probe,
+    Probed,
+    Progress,
+    Work,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -127,9 +136,23 @@ class SlotPool:
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
 
+    def probe(self, probe: Probe, *, stop: threading.Event | None = None) -> Probed:
+        """Runs a probe on one slot.
+
+        Raises:
+            Interrupted: `stop` was set.
+            UserError: The slot was lost, or a network of the space cannot be built.
+        """
+        [(_, message)] = self.run([probe], stop=stop)
+        if isinstance(message, Failed):
+            raise UserError(message.message)
+        assert isinstance(message, Finished)
+        probed: Probed = message.facts["probed"]
+        return probed
+
     def run(
-        self, jobs: Iterable[Job], *, stop: threading.Event | None = None
-    ) -> Iterator[tuple[Job, Message]]:
+        self, jobs: Iterable[Work], *, stop: threading.Event | None = None
+    ) -> Iterator[tuple[Work, Message]]:
         """Runs all jobs to their end, as many at a time as there are slots.
 
         Yields every message of every job as it comes; the last of a job is no `Progress`. A job
@@ -138,10 +161,10 @@ class SlotPool:
         Raises:
             Interrupted: `stop` was set.
         """
-        pending: dict[ray.ObjectRef[Message], Job] = {}
+        pending: dict[ray.ObjectRef[Message], Work] = {}
         retries: dict[str, int] = {}
 
-        def ask(job: Job) -> None:
+        def ask(job: Work) -> None:
             pending[self.board.next.remote(job.id)] = job
 
         for job in jobs:
@@ -221,24 +244,31 @@ def slot_loop(config: dict[str, Any]) -> None:
     """The training loop of a slot's Ray Train worker: takes jobs until the board is closed."""
     import torch
 
+    from cifartune.models.facts import UnfitNetwork
     from cifartune.training import EpochResult, TrainingFailure
     from cifartune.tuning.jobs import run_job
+    from cifartune.tuning.probe import run_probe
 
     torch.set_num_threads(config["threads"])
     board = config["board"]
     while (job := ray.get(board.take.remote(config["slot"]))) is not None:
 
-        def report(result: EpochResult, job: Job = job) -> bool:
+        def report(result: EpochResult, job: Work = job) -> bool:
             message = Progress(result.epoch, result.metrics())
             go_on: bool = ray.get(board.report.remote(config["slot"], job.id, message))
             return go_on
 
         message: Message
         try:
-            facts = run_job(job, report, device=torch.device(config["device"]))
-            message = Finished(facts or {})
+            device = torch.device(config["device"])
+            if isinstance(job, Probe):
+                message = Finished({"probed": run_probe(job, device=device)})
+            else:
+                message = Finished(run_job(job, report, device=device) or {})
         except TrainingFailure as failure:
             message = Failed(failure.kind, str(failure), getattr(failure, "epoch", None))
+        except UnfitNetwork as error:
+            message = Failed("unfit_network", str(error))
         except torch.OutOfMemoryError as error:
             message = Failed("out_of_memory", _first_line(error))
         except torch.AcceleratorError:

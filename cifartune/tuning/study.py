@@ -1,26 +1,31 @@
 """The search's record and its proposals: an Optuna study, written before anything acts on it."""
 
-import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.storages import BaseStorage, InMemoryStorage, RDBStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from cifartune.config import Choice, Range, Recipe, SearchSpace
-from cifartune.config.recipe import recipe_fields
+from cifartune.config import Recipe, SearchSpace
+from cifartune.errors import UserError
 from cifartune.seeds import derive_seed
+from cifartune.tuning.proposals import CONSTRAINT, Proposer, is_infeasible
 
 # The study's own methods draw parameters one transaction at a time; the storage's do it in one.
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 FAILURE_CONSTRAINT = "failed"
 """The constraint that a trial breaks whose recipe fails: above 0 means infeasible."""
+
+REFUSED = "refused"
+"""The kind of failure of a recipe that breaks a constraint of the space; it is never trained."""
+
+PATIENCE = 200
+"""After so many refused recipes in a row, the constraints leave nothing to find."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,10 @@ class Proposal:
     recipe: Recipe
 
 
+class SpaceExhausted(Exception):
+    """Every point of a discrete space was tried."""
+
+
 class TrialStudy:
     """The trials of one search, in memory for the sampler and in a database for good.
 
@@ -39,22 +48,42 @@ class TrialStudy:
 
     Args:
         space: The search.
-        url: An Optuna storage URL. A study of the space's name in it is carried on.
+        url: An Optuna storage URL. A study of that name in it is carried on. None: the trials are
+            in memory alone.
         name: The name of the study.
+        warm_start: Trials of other searches, in terms of `space`, for the sampler. They are kept
+            beside the study; one that is carried on has its own already.
     """
 
-    def __init__(self, space: SearchSpace, *, url: str, name: str) -> None:
+    def __init__(
+        self,
+        space: SearchSpace,
+        *,
+        url: str | None = None,
+        name: str = "study",
+        warm_start: Sequence[FrozenTrial] = (),
+    ) -> None:
         self.space = space
         self.name = name
-        direction = StudyDirection.MAXIMIZE
-        if space.objective.mode == "min":
-            direction = StudyDirection.MINIMIZE
-        self._database: BaseStorage = RDBStorage(url)
+        directions = [
+            StudyDirection.MAXIMIZE if target.mode == "max" else StudyDirection.MINIMIZE
+            for target in space.targets
+        ]
+        self._database: BaseStorage = RDBStorage(url) if url else InMemoryStorage()
+        existing = [study.study_name for study in self._database.get_all_studies()]
+        if warm_start and name not in existing:
+            if _warm_start_of(name) in existing:  # a process died before it made the study
+                optuna.delete_study(study_name=_warm_start_of(name), storage=self._database)
+            others = optuna.create_study(
+                study_name=_warm_start_of(name), storage=self._database, directions=directions
+            )
+            others.add_trials(warm_start)
         study = optuna.create_study(
-            study_name=name, storage=self._database, direction=direction, load_if_exists=True
+            study_name=name, storage=self._database, directions=directions, load_if_exists=True
         )
+        self._proposer = Proposer(space, self._kept_warm_start())
         self._memory: BaseStorage = InMemoryStorage()
-        self._mirror = optuna.create_study(storage=self._memory, direction=direction)
+        self._mirror = optuna.create_study(storage=self._memory, directions=directions)
         self._mirror.add_trials(study.get_trials())
         self._study_ids = {
             self._database: self._database.get_study_id_from_name(study.study_name),
@@ -66,19 +95,33 @@ class TrialStudy:
         """All trials in the order of their numbers."""
         return self._mirror.get_trials(deepcopy=False)
 
+    @property
+    def trials_left(self) -> int:
+        """Trials that the search may still begin; what was refused does not count."""
+        begun = sum(trial.user_attrs.get("failure") != REFUSED for trial in self.trials)
+        return int(self.space.search.num_trials - begun)
+
+    @property
+    def front(self) -> list[FrozenTrial]:
+        """The complete trials that no other beats in every objective, the Pareto front."""
+        return list(self._mirror.best_trials)
+
     def best(self, count: int = 1) -> list[FrozenTrial]:
         """The `count` best trials by the objective, the best first; unfinished budgets last.
 
         A complete trial is ranked before any that was stopped, and of those one that came nearer
-        to its last epoch before the others.
+        to its last epoch before the others. With several objectives, those of the Pareto front
+        come first, ranked by the one that stops trials.
         """
-        sign = 1 if self.space.objective.mode == "max" else -1
+        sign = 1 if self.space.target.mode == "max" else -1
+        front = {t.number for t in self.front} if len(self.space.targets) > 1 else set()
 
-        def rank(trial: FrozenTrial) -> tuple[bool, float, float]:
+        def rank(trial: FrozenTrial) -> tuple[bool, bool, float, float]:
             epoch = max(trial.intermediate_values)
             is_complete = trial.state is TrialState.COMPLETE
             share = 1.0 if is_complete else epoch / self.recipe(trial).epochs
-            return is_complete, share, sign * trial.intermediate_values[epoch]
+            value = sign * trial.intermediate_values[epoch]
+            return trial.number in front, is_complete, share, value
 
         candidates = [t for t in self.trials if t.intermediate_values and is_feasible(t)]
         return sorted(candidates, key=rank, reverse=True)[:count]
@@ -90,16 +133,57 @@ class TrialStudy:
         )
 
     def propose(self) -> Proposal:
-        """Samples the next trial and records it as RUNNING, in one transaction."""
-        number = len(self.trials)
-        self._mirror.sampler = self._sampler(number)
-        if number == 0:
-            self._mirror.enqueue_trial(self._baseline())
-        trial = self._mirror.ask()
-        self._suggest(trial)
-        sampled = self.trials[number]
-        self._database.create_new_trial(self._study_ids[self._database], sampled)
-        return Proposal(number, self.recipe(sampled))
+        """Samples the next trial and records it as RUNNING, in one transaction.
+
+        A recipe that breaks a constraint of the space is recorded as infeasible, untrained, and
+        the next is sampled.
+
+        Raises:
+            SpaceExhausted: Every point of the space was tried.
+            UserError: The baseline or a point of the file breaks a constraint, or no recipe that
+                keeps them is found.
+        """
+        for _ in range(PATIENCE):
+            number = len(self.trials)
+            sampled = self._proposer.propose(self.trials)
+            if sampled is None:
+                raise SpaceExhausted
+            sampled.number = number
+            recipe = self.recipe(sampled)
+            sampled.user_attrs = facts = self._facts(recipe)
+            excess = {
+                metric: bound.excess(facts[metric])
+                for metric, bound in self.space.constraints.items()
+            }
+            sampled.system_attrs |= {CONSTRAINT + metric: value for metric, value in excess.items()}
+            broken = [metric for metric, value in excess.items() if value > 0]
+            if broken and number <= len(self.space.points):
+                where = f"points.{number - 1}" if number else "base"
+                raise UserError(f"{where}: {self._told(broken[0], facts)}")
+            for storage, study_id in self._study_ids.items():
+                storage.create_new_trial(study_id, sampled)
+            if not broken:
+                return Proposal(number, recipe)
+            self.annotate(number, {"failure": REFUSED, "message": self._told(broken[0], facts)})
+            self._end(number, TrialState.PRUNED)
+        raise UserError(
+            f"constraints: {PATIENCE} recipes in a row were refused, the last because "
+            f"{self._told(broken[0], facts)}; widen the constraint, or search smaller networks"
+        )
+
+    def _told(self, metric: str, facts: Mapping[str, Any]) -> str:
+        bound = self.space.constraints[metric]  # type: ignore[index]
+        limit = f"at most {bound.max:,.0f}" if bound.max is not None else ""
+        if bound.min is not None and facts[metric] < bound.min:
+            limit = f"at least {bound.min:,.0f}"
+        return f"constraints.{metric} allows {limit}, and the network has {facts[metric]:,}"
+
+    def _kept_warm_start(self) -> list[FrozenTrial]:
+        try:
+            study = optuna.load_study(study_name=_warm_start_of(self.name), storage=self._database)
+        except KeyError:
+            return []
+        return study.get_trials()
 
     def record(self, number: int, epoch: int, value: float) -> None:
         """Writes the objective's value of trial `number` after `epoch`."""
@@ -133,10 +217,17 @@ class TrialStudy:
         self._end(number, TrialState.FAIL)
 
     def _end(self, number: int, state: TrialState) -> None:
-        values = self.trials[number].intermediate_values
-        value = [values[max(values)]] if values and state is not TrialState.FAIL else None
+        trial = self.trials[number]
+        has_values = trial.intermediate_values and state is not TrialState.FAIL
+        values = [self._last(trial, t.metric) for t in self.space.targets] if has_values else None
         for storage, trial_id in self._ids(number):
-            storage.set_trial_state_values(trial_id, state, value)
+            storage.set_trial_state_values(trial_id, state, values)
+
+    def _last(self, trial: FrozenTrial, metric: str) -> float:
+        """The objective's value at the last epoch, or of the network."""
+        if metric == self.space.target.metric:
+            return trial.intermediate_values[max(trial.intermediate_values)]
+        return float(trial.user_attrs[metric])
 
     def _ids(self, number: int) -> list[tuple[BaseStorage, int]]:
         return [
@@ -144,47 +235,27 @@ class TrialStudy:
             for storage, study_id in self._study_ids.items()
         ]
 
-    def _sampler(self, number: int) -> BaseSampler:
-        seed = derive_seed(self.space.search.seed, "proposal", number)
-        if self.space.search.sampler == "random":
-            return RandomSampler(seed=seed)
-        # Random trials before the model: as many as a third of the search, ten at the most.
-        startup = max(4, min(10, self.space.search.num_trials // 3))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            return TPESampler(
-                seed=seed,
-                n_startup_trials=startup,
-                multivariate=True,
-                group=True,
-                constant_liar=True,
-            )
+    def _facts(self, recipe: Recipe) -> dict[str, Any]:
+        """Properties of the recipe's network, where the search asks for any."""
+        if not self.space.asks_for_networks:
+            return {}
+        # Torch is loaded only where it is needed.
+        from cifartune.models.facts import UnfitNetwork, network_facts
 
-    def _baseline(self) -> dict[str, Any]:
-        values = self.space.base.flat()
-        return {name: values[name] for name in self.space.parameters}
-
-    def _suggest(self, trial: optuna.Trial) -> None:
-        values = self.space.base.flat()
-        for name, parameter in self.space.ordered_parameters().items():
-            if parameter.applies(values):
-                values[name] = _suggest(trial, name, parameter)
-
-
-def _suggest(trial: optuna.Trial, name: str, parameter: Range | Choice) -> Any:
-    if isinstance(parameter, Choice):
-        return trial.suggest_categorical(name, parameter.values)
-    if recipe_fields()[name] is int:
-        low, high, step = int(parameter.min), int(parameter.max), int(parameter.step or 1)
-        return trial.suggest_int(name, low, high, step=step, log=parameter.log)
-    return trial.suggest_float(
-        name, parameter.min, parameter.max, step=parameter.step, log=parameter.log
-    )
+        try:
+            return asdict(network_facts(recipe.model))
+        except UnfitNetwork as error:
+            raise UserError(str(error)) from None
 
 
 def is_feasible(trial: FrozenTrial) -> bool:
-    """Whether the trial's recipe trained without a failure of its own."""
-    return all(value <= 0 for value in trial.constraints.values())
+    """Whether the trial's recipe kept the constraints and trained without a failure of its own."""
+    return not is_infeasible(trial)
+
+
+def _warm_start_of(name: str) -> str:
+    """The name of the study that keeps what a study was warm-started with."""
+    return f"{name} (warm start)"
 
 
 def sqlite_url(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""ASHA as the search uses it, on stored learning curves: no training, and no Ray cluster."""
+"""The schedulers as the search uses them, on stored learning curves: no training, and no Ray cluster."""
 
 import math
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from ray.tune.schedulers import TrialScheduler
 
 from cifartune.config import SearchSpace
 from cifartune.tuning.messages import Failed
-from cifartune.tuning.search import _scheduler
+from cifartune.tuning.schedulers import make_scheduler
 from cifartune.tuning.study import TrialStudy, sqlite_url
 
 FAILURE = Failed("non_finite_loss", "the loss was not finite")
@@ -22,9 +22,9 @@ class Simulation:
 
     def __init__(self, space: SearchSpace, url: str = "sqlite://") -> None:
         self.study = TrialStudy(space, url=url, name="toy")
-        self.scheduler: Any = _scheduler(self.study)
+        self.scheduler: Any = make_scheduler(self.study)
         assert self.scheduler.set_search_properties(None, None)  # as Tune does
-        self.metric = f"metrics/{space.objective.metric}"
+        self.metric = f"metrics/{space.target.metric}"
         self.epochs = space.base.epochs
         self.handles: dict[int, Any] = {}
         for trial in self.study.trials:

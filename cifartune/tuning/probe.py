@@ -1,0 +1,81 @@
+"""What a slot runs before the first trial: the canary, and what recipes cost on this machine."""
+
+import time
+from contextlib import suppress
+
+import torch
+
+from cifartune.config import Choice, Recipe
+from cifartune.models.facts import network_facts
+from cifartune.training import SplitImages, Trainer
+from cifartune.training.canary import idle_parameters
+from cifartune.training.device import most_memory
+from cifartune.training.failures import TrainingFailure
+from cifartune.tuning.jobs import CHECKPOINT, load_split, save_checkpoint
+from cifartune.tuning.messages import Cost, Probe, Probed
+
+SECONDS = 1.0
+"""How long the steps of a recipe are timed, at the least."""
+
+MOST_STEPS = 50
+EVAL_IMAGES = 500
+
+
+def run_probe(probe: Probe, *, device: torch.device) -> Probed:
+    """Looks for parameters that do nothing, then times each recipe's first steps.
+
+    The first step, which allocates and compiles, is not timed.
+
+    Raises:
+        UnfitNetwork: A network of the space cannot be built for its images.
+    """
+    searched = probe.space.parameters.get("model.name")
+    for name in searched.values if isinstance(searched, Choice) else ():
+        network_facts(probe.space.base.with_values({"model.name": name}).model)
+    network_facts(probe.space.base.model)
+    split = load_split(probe.splits, probe.data_root, fold=None, device=device)
+    idle = idle_parameters(probe.space, split)
+    costs = [_measure(recipe, split, probe, device) for recipe in probe.recipes]
+    return Probed(idle, costs, most_memory(device))
+
+
+def _measure(recipe: Recipe, split: SplitImages, probe: Probe, device: torch.device) -> Cost:
+    start = time.perf_counter()
+    trainer = Trainer(recipe, split, device=device)
+    built = time.perf_counter() - start
+    batches = trainer.batches()
+    _step(trainer, batches[0], device)
+    images, seconds = 0, 0.0
+    for batch in batches[1:MOST_STEPS] or batches:
+        seconds += _step(trainer, batch, device)
+        images += len(batch)
+        if seconds > SECONDS:
+            break
+    few = split.validation[:EVAL_IMAGES]
+    trainer.evaluate(few)
+    start = time.perf_counter()
+    trainer.evaluate(few)
+    eval_seconds = time.perf_counter() - start
+    checkpoint = probe.folder / CHECKPOINT
+    start = time.perf_counter()
+    save_checkpoint(trainer, checkpoint)
+    saved = time.perf_counter() - start
+    cost = Cost(
+        train_rate=images / seconds,
+        eval_rate=len(few) / eval_seconds,
+        build_seconds=built,
+        checkpoint_seconds=saved,
+        checkpoint_bytes=checkpoint.stat().st_size,
+        weights_bytes=sum(t.nbytes for t in trainer.network.state_dict().values()),
+    )
+    checkpoint.unlink()
+    return cost
+
+
+def _step(trainer: Trainer, batch: torch.Tensor, device: torch.device) -> float:
+    start = time.perf_counter()
+    with suppress(TrainingFailure):  # a wild recipe costs what a tame one does
+        trainer.train_on([batch])
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start

@@ -1,0 +1,201 @@
+"""What to try next: a pure function of the space, its seed, and the trials so far."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, RandomSampler, TPESampler
+from optuna.storages import InMemoryStorage
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from cifartune.config import Choice, Range, SearchSpace
+from cifartune.config.recipe import recipe_fields
+from cifartune.seeds import derive_seed
+
+ATTEMPTS = 10
+"""How often a sampler is asked for a point that was not tried before, in a discrete space."""
+
+GRID_LIMIT = 100_000
+"""Points of a discrete space that are listed; of a larger one, some are drawn at random."""
+
+CONSTRAINT = "constraints:"
+"""The prefix of Optuna's system attributes for constraints."""
+
+
+class Proposer:
+    """Proposes the trials of a search.
+
+    The first is the baseline, then come the points of the file, then the sampler's.
+
+    Args:
+        space: The search.
+        warm_start: Trials of other searches, in terms of this space, that the sampler knows.
+    """
+
+    def __init__(self, space: SearchSpace, warm_start: Sequence[FrozenTrial] = ()) -> None:
+        self.space = space
+        self._warm_start = list(warm_start)
+        self._ordered = space.ordered_parameters()
+        self._distributions = {name: distribution(name, p) for name, p in self._ordered.items()}
+        grid = space.grid()
+        self._grid = None if grid is None else list(islice(grid, GRID_LIMIT + 1))
+        if self._grid is not None:
+            # Shuffled, so that a search that ends early has not tried one corner alone.
+            np.random.default_rng(derive_seed(space.search.seed, "grid")).shuffle(self._grid)
+
+    def propose(self, trials: Sequence[FrozenTrial]) -> FrozenTrial | None:
+        """The next trial, RUNNING and with its parameters; None: every point was tried.
+
+        Args:
+            trials: All trials so far, in the order of their numbers.
+        """
+        number = len(trials)
+        if number <= len(self.space.points):
+            given = self.space.points[number - 1] if number else {}
+            return self._ask(trials, self.space.point({**self.space.base.flat(), **given}))
+        tried = {_key(t.params) for t in trials if t.state is not TrialState.FAIL}
+        if self._grid is not None and len(self._grid) <= GRID_LIMIT:
+            unseen = [point for point in self._grid if _key(point) not in tried]
+            if not unseen:
+                return None
+            if self.space.search.sampler == "grid":
+                return self._ask(trials, unseen[0])
+        if self.space.search.sampler == "qmc":
+            return self._ask(trials, self._sobol_point(number, tried))
+        for attempt in range(ATTEMPTS):
+            trial = self._ask(trials, attempt=attempt)
+            if self._grid is None or _key(trial.params) not in tried:
+                return trial
+        random = np.random.default_rng(derive_seed(self.space.search.seed, "unseen", number))
+        unseen = [point for point in self._grid or () if _key(point) not in tried]
+        return self._ask(trials, unseen[random.integers(len(unseen))])
+
+    def _ask(
+        self,
+        trials: Sequence[FrozenTrial],
+        point: Mapping[str, Any] | None = None,
+        attempt: int = 0,
+    ) -> FrozenTrial:
+        """Samples one trial, or takes `point`, in a study that is made for this alone."""
+        number = len(trials)
+        directions = [
+            StudyDirection.MAXIMIZE if t.mode == "max" else StudyDirection.MINIMIZE
+            for t in self.space.targets
+        ]
+        study = optuna.create_study(storage=InMemoryStorage(), directions=directions)
+        study.add_trials(self._history(trials))
+        if point is not None:
+            study.enqueue_trial(dict(point))
+            study.sampler = RandomSampler(seed=0)
+        else:
+            study.sampler = self._sampler(number, attempt)
+        trial = study.ask()
+        sampled: dict[str, Any] = {}
+        for name, parameter in self._ordered.items():
+            if parameter.applies(sampled):
+                sampled[name] = trial._suggest(name, self._distributions[name])
+        return study.get_trials(deepcopy=False)[-1]
+
+    def _history(self, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+        """The trials as the sampler has to see them."""
+        history = [*self._warm_start, *trials]
+        if self.space.search.sampler not in ("gp", "cmaes") and len(self.space.targets) == 1:
+            return history
+        # These learn from complete trials alone: one that was stopped counts with what it reached,
+        # and one that broke a constraint before it had a value, as if it were the worst.
+        values = np.array([t.values for t in history if t.values])
+        signs = np.array([1 if t.mode == "max" else -1 for t in self.space.targets])
+        worst = (signs * (signs * values).min(axis=0)).tolist() if len(values) else None
+        names = {name for t in history if is_infeasible(t) for name in t.constraints}
+        told = []
+        for trial in history:
+            if trial.state is not TrialState.PRUNED and not names:
+                told.append(trial)
+            elif trial.values or trial.state is TrialState.RUNNING or worst:
+                ended = trial.state in (TrialState.PRUNED, TrialState.COMPLETE)
+                told.append(
+                    create_trial(
+                        state=TrialState.COMPLETE if ended else trial.state,
+                        params=trial.params,
+                        distributions=trial.distributions,
+                        values=(trial.values or worst) if ended else None,
+                        # All trials must have the same constraints.
+                        system_attrs={CONSTRAINT + name: 0.0 for name in names}
+                        | trial.system_attrs,
+                    )
+                )
+        return told
+
+    def _sampler(self, number: int, attempt: int) -> BaseSampler:
+        search = self.space.search
+        path = ("proposal", number, attempt) if attempt else ("proposal", number)
+        seed = derive_seed(search.seed, *path)
+        # Random trials before the model: as many as a third of the search, ten at the most.
+        startup = max(4, min(10, search.num_trials // 3))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            if search.sampler == "random":
+                return RandomSampler(seed=seed)
+            if search.sampler == "gp":
+                return GPSampler(
+                    seed=seed, n_startup_trials=startup, warn_independent_sampling=False
+                )
+            if search.sampler == "cmaes":
+                return CmaEsSampler(seed=seed, warn_independent_sampling=False)
+            return TPESampler(
+                seed=seed,
+                n_startup_trials=startup,
+                multivariate=True,
+                group=True,
+                constant_liar=True,
+            )
+
+    def _sobol_point(self, number: int, tried: set[Any]) -> dict[str, Any]:
+        """The next point of a Sobol sequence with a dimension for each parameter."""
+        from scipy.stats.qmc import Sobol
+
+        random = np.random.default_rng(derive_seed(self.space.search.seed, "sobol"))
+        sequence = Sobol(max(1, len(self._ordered)), scramble=True, rng=random)
+        sequence.fast_forward(number)
+        while True:
+            shares = sequence.random(1)[0]
+            values = {
+                name: parameter.at(share, is_int=recipe_fields()[name] is int)
+                for (name, parameter), share in zip(self._ordered.items(), shares, strict=False)
+            }
+            point = self.space.point(values)
+            if self._grid is None or _key(point) not in tried:
+                return point
+
+
+def distribution(name: str, parameter: Range | Choice) -> BaseDistribution:
+    """Optuna's distribution for a parameter of the field `name`."""
+    if isinstance(parameter, Choice):
+        return CategoricalDistribution(parameter.values)
+    if recipe_fields()[name] is int:
+        low, high, step = int(parameter.min), int(parameter.max), int(parameter.step or 1)
+        return IntDistribution(low, high, log=parameter.log, step=step)
+    return FloatDistribution(parameter.min, parameter.max, log=parameter.log, step=parameter.step)
+
+
+def is_infeasible(trial: FrozenTrial) -> bool:
+    """Whether the trial broke a constraint, or its recipe failed."""
+    return any(value > 0 for value in trial.constraints.values())
+
+
+def _key(params: Mapping[str, Any]) -> frozenset[tuple[str, Any]]:
+    """Equal for equal points, whatever steps of 0.1 add up to."""
+    return frozenset(
+        (name, round(value, 12) if isinstance(value, float) else value)
+        for name, value in params.items()
+    )

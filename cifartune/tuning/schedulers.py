@@ -1,0 +1,131 @@
+"""Which trials are stopped early: Ray Tune's rules, rebuilt from what the study holds."""
+
+from typing import Any
+
+import numpy as np
+from optuna.trial import FrozenTrial
+from ray.tune.schedulers import (
+    AsyncHyperBandScheduler,
+    FIFOScheduler,
+    MedianStoppingRule,
+    TrialScheduler,
+)
+
+from cifartune.seeds import derive_seed
+from cifartune.tuning.study import TrialStudy
+
+
+def make_scheduler(study: TrialStudy) -> TrialScheduler:
+    """The scheduler of the study's space, which knows the study's trials already."""
+    settings = study.space.scheduler
+    common: dict[str, Any] = {
+        # Not left to Tune, which would tell them after the rungs are rebuilt.
+        "metric": tune_metric(study),
+        "mode": study.space.target.mode,
+        "time_attr": "epoch",
+        "grace_period": settings.grace_period,
+    }
+    if settings.name == "none":
+        return FIFOScheduler()  # type: ignore[no-untyped-call]
+    if settings.name == "median":
+        return _Median(study, min_samples_required=settings.min_trials, **common)
+    return _Halving(
+        study,
+        reduction_factor=settings.reduction_factor,
+        brackets=settings.brackets if settings.name == "hyperband" else 1,
+        max_t=study.space.max_epochs,
+        **common,
+    )
+
+
+def tune_metric(study: TrialStudy) -> str:
+    """The name of the objective that stops trials, in Tune's flattened results."""
+    return f"metrics/{study.space.target.metric}"
+
+
+class Unpickled:
+    """Tune pickles its parts for its own restore. Ours is the study: nothing of this is kept."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+
+class Handle:
+    """A trial, as far as a scheduler asks."""
+
+    def __init__(self, number: int) -> None:
+        self.trial_id = f"study-{number}"
+        self.config = {"number": number}
+
+
+class _FromStudy(Unpickled, TrialScheduler):
+    """A scheduler whose state is rebuilt from the study: it is lost on Tune's own restore.
+
+    It never stops the baseline, so that every search can say whether that was beaten.
+    """
+
+    _nobody: Any = None  # the controller that schedulers are given, and that ours do not use
+
+    def __init__(self, study: TrialStudy, **settings: Any) -> None:
+        super().__init__(**settings)  # type: ignore[no-untyped-call]
+        self._study = study
+        for trial in study.trials:
+            if trial.state.is_finished():
+                handle = Handle(trial.number)
+                super().on_trial_add(self._nobody, handle)  # type: ignore[arg-type]
+                self._replay(handle, trial)
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        super().on_trial_add(tune_controller, trial)
+        self._replay(trial, self._study.trials[trial.config["number"]])
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        decision = super().on_trial_result(tune_controller, trial, result)
+        return decision if trial.config["number"] else TrialScheduler.CONTINUE
+
+    def _replay(self, handle: Any, recorded: FrozenTrial) -> None:
+        metric = tune_metric(self._study)
+        for epoch, value in sorted(recorded.intermediate_values.items()):
+            self.on_trial_result(self._nobody, handle, {"epoch": epoch, metric: value})
+
+
+class _NumberedBrackets(AsyncHyperBandScheduler):
+    """Tune's ASHA, whose bracket for a trial depends on the trial's number alone.
+
+    Tune draws it from numpy's global generator, which would be another draw after a restart.
+    """
+
+    def __init__(self, *, seed: int, **settings: Any) -> None:
+        super().__init__(**settings)
+        self._seed = seed
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        # As Tune weighs them: a bracket with one rung more gets e times as many trials.
+        weights = np.exp([len(bracket._rungs) for bracket in self._brackets])
+        random = np.random.default_rng(derive_seed(self._seed, "bracket", trial.config["number"]))
+        chosen = random.choice(len(self._brackets), p=weights / weights.sum())
+        self._trial_info[trial.trial_id] = self._brackets[chosen]
+
+
+class _Halving(_FromStudy, _NumberedBrackets):
+    """Asynchronous successive halving, in one bracket or in several."""
+
+    def __init__(self, study: TrialStudy, **settings: Any) -> None:
+        super().__init__(study, seed=study.space.search.seed, **settings)
+
+
+class _NeverPausing(MedianStoppingRule):
+    """Tune's median stopping rule, for trials that run to their end or are stopped."""
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        decision = super().on_trial_result(tune_controller, trial, result)
+        # A trial that goes on although the rule said stop, the baseline, is judged anew.
+        self._stopped_trials.clear()
+        return decision
+
+    def _on_insufficient_samples(self, tune_controller: Any, trial: Any, time: float) -> str:
+        return TrialScheduler.CONTINUE
+
+
+class _Median(_FromStudy, _NeverPausing):
+    """The median stopping rule."""
