@@ -28,6 +28,13 @@ UriOption = Annotated[
     str | None,
     typer.Option(help="MLflow store. Default: MLFLOW_TRACKING_URI, else <runs>/mlflow.db."),
 ]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Change a key of the file; may be given repeatedly."
+    ),
+]
+SpaceArgument = Annotated[Path, typer.Argument(metavar="FILE", help="A search-space file.")]
 DataDirOption = Annotated[
     Path | None, typer.Option(help="A folder with the official CIFAR-10 files.")
 ]
@@ -35,7 +42,8 @@ DataDirOption = Annotated[
 
 @app.command()
 def search(
-    space_file: Annotated[Path, typer.Argument(metavar="FILE", help="A search-space file.")],
+    space_file: SpaceArgument,
+    overrides: SetOption = None,
     name: Annotated[str | None, typer.Option(help="The run's name. Default: the file's.")] = None,
     smoke: Annotated[
         bool, typer.Option("--smoke", help="Shrink everything: does it all work here?")
@@ -48,7 +56,7 @@ def search(
     from cifartune.config import load_space
     from cifartune.runs import RunFolder
 
-    space = load_space(space_file)
+    space = load_space(space_file, overrides or ())
     if smoke:
         space = space.smoke()
     if name:
@@ -81,6 +89,100 @@ def resume(
     space = load_space(run.space_file)
     _checked_uri(run.tracking_uri, runs)
     _run(space, run, _prepared(data_dir))
+
+
+@app.command()
+def validate(
+    space_files: Annotated[
+        list[Path], typer.Argument(metavar="FILE...", help="Search-space files.")
+    ],
+    overrides: SetOption = None,
+) -> None:
+    """Check files: every error at once, with line, key, rule and suggestion."""
+    from cifartune.config import load_space
+    from cifartune.errors import UserError
+
+    wrong = []
+    for path in space_files:
+        try:
+            space = load_space(path, overrides or ())
+        except UserError as error:
+            wrong.append(str(error))
+            continue
+        typer.echo(
+            f"{path}: valid; {len(space.parameters)} parameters, {space.search.num_trials} trials"
+        )
+        for note in space.notes():
+            typer.echo(f"{path}: note: {note}")
+    if wrong:
+        raise UserError("\n".join(wrong))
+
+
+@app.command()
+def plan(
+    space_file: SpaceArgument,
+    overrides: SetOption = None,
+    smoke: Annotated[bool, typer.Option("--smoke", help="Plan the smoke run.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    runs: RunsOption = Path("runs"),
+    data_dir: DataDirOption = None,
+) -> None:
+    """Say what a search will cost: a rehearsal, and a minute's measuring on this machine."""
+    import json
+
+    from rich.console import Console
+
+    from cifartune.config import load_space
+
+    space = load_space(space_file, overrides or ())
+    if smoke:
+        space = space.smoke()
+    root = _prepared(data_dir)
+
+    from cifartune.planning.ahead import plan_search
+    from cifartune.report.planned import plan_table, savings_lines
+    from cifartune.tuning.warm_start import load_warm_start
+
+    warm_start = load_warm_start(space, runs)
+    planned = plan_search(space, data_root=root, started=_STARTED, warm_start=warm_start)
+    if as_json:
+        typer.echo(json.dumps(planned.as_dict(), indent=1))
+        return
+    console = Console()
+    console.print(plan_table(planned))
+    for note in space.notes():
+        console.print(f"note: {note}", highlight=False)
+    if lines := savings_lines(planned):
+        console.print("\n[bold]To be faster[/]")
+        console.print("\n".join(lines), highlight=False)
+
+
+@app.command()
+def describe(
+    key: Annotated[str | None, typer.Argument(help="A key or a section, such as search.")] = None,
+    schema: Annotated[
+        bool, typer.Option("--schema", help="Print the JSON schema of a file, for editors.")
+    ] = False,
+) -> None:
+    """Print what a key may be and means; without a key, every field of the recipe."""
+    from cifartune.config import reference
+
+    if schema:
+        typer.echo(reference.schema_text(), nl=False)
+        return
+
+    from rich.console import Console
+    from rich.padding import Padding
+
+    console = Console()
+    for entry in reference.find_entries(key) if key else reference.recipe_entries():
+        default = f"; default {entry.default}" if entry.default not in ("", "section") else ""
+        console.print(f"[bold]{entry.name}[/]  {entry.domain}{default}", highlight=False)
+        text = " ".join([entry.description, *entry.remarks])
+        console.print(Padding(text, (0, 0, 0, 4)), highlight=False)
+    if not key:
+        sections = "search, scheduler, refit, data, parameters, ..."
+        console.print(f"\nThe file's other keys: cifartune describe SECTION ({sections})")
 
 
 @data_app.command()

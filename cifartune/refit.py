@@ -89,8 +89,8 @@ def run_refit(
                     fold=fold,
                 )
                 jobs[job.id] = number, fold, job
-    for job, message in pool.run([job for _, _, job in jobs.values()], stop=stop):
-        number, fold, _ = jobs[job.id]
+    for work, message in pool.run([job for _, _, job in jobs.values()], stop=stop):
+        number, fold, _ = jobs[work.id]
         if isinstance(message, Failed) and message.blames_recipe:
             # It would fail again: the recipe is no candidate. Its other folds run on, unused.
             failed[number] = f"trial {number}, fold {fold}: {message.message}"
@@ -111,7 +111,7 @@ def run_refit(
     ]
     for candidate in candidates:
         _tell(observers, candidate)
-    if "loss" in space.objective.metric:
+    if "loss" in space.target.metric:
         return sorted(candidates, key=lambda c: c.loss)
     return sorted(candidates, key=lambda c: -c.accuracy.value)
 

@@ -31,6 +31,7 @@ class RunFolder:
         self.evaluation = self.path / "evaluation.json"
         self.program = self.path / "model.pt2"
         self.trials_csv = self.path / "trials.csv"
+        self.plan = self.path / "plan.json"
         self.result = self.path / "result.json"
         self.lock = self.path / ".lock"
         self.clock = self.path / "clock.json"

@@ -26,6 +26,7 @@ from cifartune.statistics import Accuracy
 from cifartune.tracking import MlflowTracker
 from cifartune.tuning.cluster import cluster, load_ray
 from cifartune.tuning.study import TrialStudy, sqlite_url
+from cifartune.tuning.warm_start import load_warm_start
 
 if TYPE_CHECKING:  # torch and ray are loaded while Ray's processes start
     from cifartune.refit import Candidate
@@ -86,7 +87,11 @@ class Search:
 
     def _run(self) -> dict[str, Any]:
         run = self.run_folder
-        self._study = TrialStudy(self.space, url=sqlite_url(run.study), name=run.name)
+        is_new = not run.has_trials()
+        self._warm_start = load_warm_start(self.space, run.runs) if is_new else []
+        self._study = TrialStudy(
+            self.space, url=sqlite_url(run.study), name=run.name, warm_start=self._warm_start
+        )
         facts = {"command": self._command, "space": self.space.name}
         self._tracker = MlflowTracker(self._uri, run, facts)
         self._train = load_train(self._data_root)
@@ -129,9 +134,32 @@ class Search:
             self._point_out("messages", str(run.log))
             with SlotPool(shape, name=run.name, storage=run.ray) as pool:
                 self._splits = self._make_splits()
+                if not run.plan.exists():
+                    self._look_ahead(pool)
                 self._tracker.check()
                 self._clock.add("start", time.monotonic() - self._started)
                 yield pool
+
+    def _look_ahead(self, pool: "SlotPool") -> None:
+        """Stops where a parameter does nothing, and says what the search will cost."""
+        from cifartune.planning.ahead import look_ahead
+        from cifartune.report.planned import plan_lines, savings_lines
+
+        plan = look_ahead(
+            self.space,
+            pool,
+            folder=self.run_folder.trials,
+            data_root=self._data_root,
+            splits=self.run_folder.splits,
+            started=self._started,
+            warm_start=self._warm_start,
+            stop=self._stop,
+        )
+        write_atomically(self.run_folder.plan, json.dumps(plan.as_dict()))
+        for number, line in enumerate(plan_lines(plan)):
+            self._point_out("" if number else "plan", line)
+        for number, line in enumerate(savings_lines(plan)):
+            self._point_out("" if number else "to be faster", line)
 
     def _make_splits(self) -> Splits:
         """The search's splits: drawn once, then read, so that a resumed search sees the same."""
@@ -200,7 +228,7 @@ class Search:
             self._study,
             candidates,
             test,
-            name=run.name,
+            run=run,
             seconds=self._clock.totals(),
             mlflow={"uri": self._uri, "run_id": self._tracker.run_id},
         )
@@ -212,7 +240,8 @@ class Search:
             "test_accuracy": test.value,
             "seconds": result["seconds"]["total"],
         }
-        self._tracker.search_ended(headline, [run.trials_csv, run.result], run.program)
+        files = [run.trials_csv, run.result, run.plan]
+        self._tracker.search_ended(headline, [f for f in files if f.exists()], run.program)
         return result
 
     def _evaluate_once(self, ensemble: Any) -> Accuracy:

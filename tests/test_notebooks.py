@@ -83,7 +83,7 @@ def make_up(runs: Path, changes: dict[str, Any], result: dict[str, Any]) -> None
         for epoch in range(1, epochs + 1):
             value = made_up_value(proposal.recipe, number, epoch)
             study.record(number, epoch, value)
-            tracker.epoch_ended(number, epoch, {space.objective.metric: value})
+            tracker.epoch_ended(number, epoch, {space.target.metric: value})
         if number == 3:
             study.reject(number, "diverged", "the loss is not finite")
         elif number == 4:
@@ -98,7 +98,7 @@ def make_up(runs: Path, changes: dict[str, Any], result: dict[str, Any]) -> None
     trials_frame(study).to_csv(run.trials_csv, index=False)
     result = result | {
         "name": run.name,
-        "objective": space.objective.model_dump(),
+        "objective": space.target.model_dump(),
         "winner_trial": study.best()[0].number,
         "changed": {"optimizer.lr": [0.1, 0.0312], "optimizer.name": ["sgd", "muon"]},
         "mlflow": {"uri": tracker.uri, "run_id": tracker.run_id},

@@ -5,16 +5,18 @@ from textwrap import indent
 from typing import Any
 
 import yaml
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 from rich.table import Table
 
 from cifartune.config import Recipe, SearchSpace
 from cifartune.refit import Candidate
 from cifartune.report.machine import hardware, versions
-from cifartune.report.tables import Row, trials_table
+from cifartune.report.planned import used_table
+from cifartune.report.tables import Row, short, show, show_time, trials_table
+from cifartune.runs import RunFolder
 from cifartune.statistics import Accuracy
-from cifartune.tuning.study import TrialStudy, is_feasible
+from cifartune.tuning.study import REFUSED, TrialStudy, is_feasible
 
 LEADERBOARD = 10
 
@@ -24,16 +26,19 @@ def outcome(
     candidates: list[Candidate],
     test: Accuracy,
     *,
-    name: str,
+    run: RunFolder,
     seconds: dict[str, float],
     mlflow: dict[str, str],
 ) -> dict[str, Any]:
     """What result.json holds; accuracies are shares in [0, 1]."""
     winner, space = candidates[0], study.space
-    trials, states = study.trials, [trial.state for trial in study.trials]
+    trials = study.trials
+    trained = [t for t in trials if t.user_attrs.get("failure") != REFUSED]
+    states = [trial.state for trial in trained]
     return {
-        "name": name,
-        "objective": space.objective.model_dump(),
+        "name": run.name,
+        "objective": space.target.model_dump(),
+        "objectives": [target.model_dump() for target in space.targets],
         "winner": winner.recipe.model_dump(),
         "winner_trial": winner.number,
         "baseline": space.base.model_dump(exclude={"seed"}),
@@ -50,16 +55,50 @@ def outcome(
         "test_set": "stand-in cut from the training images" if space.stand_in else "CIFAR-10 test",
         "test_time_augmentation": winner.recipe.tta,
         "trials": {
-            "total": len(trials),
+            "total": len(trained),
             "complete": states.count(TrialState.COMPLETE),
             "pruned": states.count(TrialState.PRUNED),
             "failed": states.count(TrialState.FAIL),
-            "infeasible": sum(not is_feasible(trial) for trial in trials),
+            "infeasible": sum(not is_feasible(trial) for trial in trained),
+            "refused": len(trials) - len(trained),
         },
+        "pareto_front": [
+            {"trial": t.number, **_values(space, t)}
+            for t in (study.front if len(space.targets) > 1 else [])
+        ],
         "seconds": seconds,
+        "planned": json.loads(run.plan.read_text()) if run.plan.exists() else None,
+        "used": _used(study, candidates, run, seconds),
         "hardware": hardware(),
         "versions": versions(),
         "mlflow": mlflow,
+    }
+
+
+def _values(space: SearchSpace, trial: FrozenTrial) -> dict[str, float]:
+    """The objectives of a complete trial, by metric."""
+    metrics = [target.metric for target in space.targets]
+    return dict(zip(metrics, trial.values, strict=True))
+
+
+def _used(
+    study: TrialStudy, candidates: list[Candidate], run: RunFolder, seconds: dict[str, float]
+) -> dict[str, Any]:
+    """What the search took, under the names that the plan has for it."""
+    space = study.space
+    epochs = sum(len(trial.intermediate_values) for trial in study.trials)
+    folds = space.refit.folds
+    refit_epochs = folds * sum(candidate.recipe.epochs for candidate in candidates)
+    files = [f for f in run.path.rglob("*") if f.is_file() and run.ray not in f.parents]
+    logged = run.program.stat().st_size if run.program.exists() else 0
+    return {
+        "epochs": epochs,
+        "refit_epochs": refit_epochs,
+        "all_images": epochs * space.train_images
+        + refit_epochs * space.refit_images * (folds - 1) // folds,
+        **{stage: seconds.get(stage) for stage in ("start", "search", "refit", "total")},
+        "memory": max((t.user_attrs.get("memory_bytes", 0) for t in study.trials), default=0),
+        "disk": sum(file.stat().st_size for file in files) + logged,
     }
 
 
@@ -80,9 +119,15 @@ def print_summary(result: dict[str, Any], study: TrialStudy, console: Console) -
     number, trials = result["winner_trial"], result["trials"]
     console.print(
         f"\n{trials['total']} trials: {trials['complete']} complete, {trials['pruned']} stopped "
-        f"early, of them {trials['infeasible']} infeasible; {trials['failed']} failed.\n",
+        f"early, of them {trials['infeasible']} infeasible; {trials['failed']} failed"
+        + (f"; {refused} recipes refused untrained" if (refused := trials["refused"]) else "")
+        + ".\n",
         highlight=False,
     )
+    if result["pareto_front"]:
+        console.print("[bold]Pareto front[/]: no other trial is better in every objective")
+        console.print(_front(result["pareto_front"]))
+        console.print()
     console.print(f"[bold]Winner: trial {number}.[/] Against the baseline it changes")
     for field, (before, after) in result["changed"].items():
         console.print(f"  {field:24} {_exact(before):>10} -> {_exact(after)}", highlight=False)
@@ -106,6 +151,19 @@ def print_summary(result: dict[str, Any], study: TrialStudy, console: Console) -
     seconds = result["seconds"]
     parts = ", ".join(f"{name} {show_time(s)}" for name, s in seconds.items() if name != "total")
     console.print(f"\n[bold]Time[/] {show_time(seconds['total'])}: {parts}", highlight=False)
+    if result["planned"]:
+        console.print("\n[bold]Planned and used[/]")
+        console.print(used_table(result["planned"], result["used"]))
+
+
+def _front(front: list[dict[str, Any]]) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for name in front[0]:
+        table.add_column(short(name), justify="right")
+    metric = list(front[0])[1]
+    for trial in sorted(front, key=lambda row: -row[metric]):
+        table.add_row(*(show(name, value) for name, value in trial.items()))
+    return table
 
 
 def _leaderboard(study: TrialStudy) -> Table:
@@ -116,16 +174,7 @@ def _leaderboard(study: TrialStudy) -> Table:
         epoch, value = max(trial.intermediate_values.items())
         state = ends.get(trial.state, "unfinished")
         rows.append(Row(trial.number, recipe.flat(), recipe.epochs, state, epoch, value))
-    return trials_table(study.space.objective.metric, list(study.space.parameters), rows)
-
-
-def show_time(seconds: float) -> str:
-    """A duration for people."""
-    if round(seconds) < 60:
-        return f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+    return trials_table(study.space.target.metric, list(study.space.parameters), rows)
 
 
 def to_json(result: dict[str, Any]) -> str:

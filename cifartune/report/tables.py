@@ -65,9 +65,22 @@ def short(name: str) -> str:
 
 def show(metric: str, value: float) -> str:
     """A metric for people: accuracies in percent."""
-    return f"{value:.2%}" if metric.endswith("accuracy") else f"{value:.4f}"
+    if metric.endswith("accuracy"):
+        return f"{value:.2%}"
+    return f"{value:.4f}" if metric.endswith("loss") else f"{value:,.0f}"
 
 
 def show_value(value: Any) -> str:
     """A recipe value for people: two significant digits."""
     return f"{value:.2g}" if isinstance(value, float) else str(value)
+
+
+def show_time(seconds: float) -> str:
+    """A duration for people: `40 s`, `5 min 39 s`, `3 h 20 min`, `2.5 days`."""
+    if round(seconds) < 60:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours >= 36:
+        return f"{seconds / 86400:.1f} days"
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"

@@ -28,7 +28,7 @@ class Progress(Observer):
     def __init__(self, space: SearchSpace, console: Console) -> None:
         self._space = space
         self._console = console
-        self._metric = space.objective.metric
+        self._metric = space.target.metric
         self._start = time.monotonic()
         self._rows: dict[int, Row] = {}
         self._folds: dict[tuple[int, int], tuple[int, float]] = {}
@@ -106,7 +106,7 @@ class Progress(Observer):
         )
 
     def _shown_rows(self) -> list[Row]:
-        sign = -1 if self._space.objective.mode == "max" else 1
+        sign = -1 if self._space.target.mode == "max" else 1
 
         def rank(row: Row) -> tuple[bool, int, float]:
             return (

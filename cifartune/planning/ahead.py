@@ -1,0 +1,110 @@
+"""The look ahead before the first trial: does every parameter act, and what will it cost?"""
+
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from optuna.trial import FrozenTrial
+
+from cifartune.config import SearchSpace
+from cifartune.data import load_train
+from cifartune.data.splits import make_splits
+from cifartune.errors import UserError
+from cifartune.logs import log_to
+from cifartune.planning.plan import Plan, make_plan, recipes_to_measure
+from cifartune.planning.rehearsal import rehearse
+from cifartune.tuning.cluster import cluster, load_ray
+from cifartune.tuning.messages import Probe
+from cifartune.tuning.slots import SlotPool, SlotShape
+
+
+def look_ahead(
+    space: SearchSpace,
+    pool: SlotPool,
+    *,
+    folder: Path,
+    data_root: Path,
+    splits: Path,
+    started: float,
+    warm_start: Sequence[FrozenTrial] = (),
+    stop: threading.Event | None = None,
+) -> Plan:
+    """Rehearses the search while the slots start, then probes one of them.
+
+    Args:
+        space: The search.
+        pool: Its slots.
+        folder: Where the probe may write.
+        data_root: The prepared images.
+        splits: The search's splits.
+        started: When the command began, on the clock of `time.monotonic`.
+        warm_start: Trials of other searches that the sampler knows.
+        stop: Set from elsewhere, ends the probe.
+
+    Raises:
+        Interrupted: `stop` was set.
+        UserError: A searched parameter changes nothing, or a network cannot be built.
+    """
+    shape = pool.shape
+    recipes = recipes_to_measure(space)
+    rehearsals = rehearse(space, slots=shape.count, warm_start=warm_start)
+    probe = Probe("probe", space, recipes, folder, data_root, splits)
+    probed = pool.probe(probe, stop=stop)
+    if probed.idle:
+        raise UserError(
+            "\n".join(
+                f"parameters.{name}: changes nothing: with {low} and with {high}, weights, rates, "
+                "batches and losses are the same; take it out, or give it values that act"
+                for name, (low, high) in probed.idle.items()
+            )
+        )
+    return make_plan(
+        space,
+        rehearsals,
+        recipes,
+        probed,
+        slots=shape.count,
+        cpus=shape.cpus,
+        gpus=shape.gpus,
+        start=time.monotonic() - started,
+    )
+
+
+def plan_search(
+    space: SearchSpace,
+    *,
+    data_root: Path,
+    started: float,
+    warm_start: Sequence[FrozenTrial] = (),
+) -> Plan:
+    """The plan of a search that is not begun: starts slots, probes one, and leaves nothing.
+
+    Raises:
+        UserError: As `look_ahead`, and where the machine has not what a trial wants.
+    """
+    load_ray()
+    with tempfile.TemporaryDirectory(prefix="cifartune-plan-") as temporary:
+        folder = Path(temporary)
+        with log_to(folder / "log"), cluster():
+            shape = SlotShape.choose(space.resources, space.search.max_concurrent)
+            with SlotPool(shape, name=f"plan-{space.name}", storage=folder / "ray") as pool:
+                splits = folder / "splits.npz"
+                make_splits(
+                    load_train(data_root).labels,
+                    validation=space.data.validation,
+                    train_subset=space.data.train_subset,
+                    folds=space.refit.folds,
+                    seed=space.search.seed,
+                    stand_in=space.stand_in,
+                ).save(splits)
+                return look_ahead(
+                    space,
+                    pool,
+                    folder=folder,
+                    data_root=data_root,
+                    splits=splits,
+                    started=started,
+                    warm_start=warm_start,
+                )

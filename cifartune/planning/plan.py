@@ -1,0 +1,332 @@
+"""From a rehearsal and a few measured recipes to time, memory and disk."""
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+
+from cifartune.config import Recipe, SearchSpace
+from cifartune.config.recipe import recipe_fields
+from cifartune.planning.rehearsal import Rehearsed
+from cifartune.seeds import derive_seed
+from cifartune.tuning.messages import Cost, Probed
+
+MEASURED = 6
+"""Recipes that are measured at the most: the kinds of recipe that the space has most of."""
+
+DRAWN = 300
+"""Points of the space that are drawn to see of what kind they are."""
+
+TEST_IMAGES = 10_000
+EXPORT_SECONDS = 2.0
+"""To export and log one fold's network, about; measured on two cores."""
+
+TRIAL_BYTES = 20_000
+"""Of databases for a trial and its epochs, about."""
+
+LONG_SECONDS = 3 * 3600
+"""A search that takes longer is worth a word on how to make it shorter."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a search is expected to take; times in seconds, sizes in bytes.
+
+    Attributes:
+        trials: Trials of the search.
+        reaching: How many trials are expected to reach an epoch, by epoch: the first, those at
+            which trials are stopped, the last.
+        epochs: Epochs of all trials together.
+        epochs_low: The fewest that a rehearsal took.
+        epochs_high: The most.
+        images: Training images that these epochs see.
+        refit_jobs: Folds of all refits.
+        refit_epochs: Epochs of all of them together.
+        refit_images: Training images that these epochs see.
+        start: Until the first trial begins.
+        search: All trials, bounded by the time budget.
+        time_budget: The bound; None: there is none.
+        refit: The cross-validation, which the time budget does not bound.
+        evaluate: The test set, and the export of the model.
+        device_hours: Hours of GPUs, or of CPU cores where there are none.
+        device: `GPU` or `core`.
+        memory: The most memory that a slot used in the probe: of the GPU, or of the process.
+        disk: What stays on the disk at the end, checkpoints of running trials included.
+        slots: Trials at a time.
+        rates: Training images a second that were measured, by kind of recipe.
+        savings: Changes that make a long search shorter, as `--set` takes them, each with the
+            seconds that it saves.
+    """
+
+    trials: int
+    reaching: dict[int, float]
+    epochs: float
+    epochs_low: float
+    epochs_high: float
+    images: float
+    refit_jobs: int
+    refit_epochs: float
+    refit_images: float
+    start: float
+    search: float
+    time_budget: float | None
+    refit: float
+    evaluate: float
+    device_hours: float
+    device: str
+    memory: int
+    disk: float
+    slots: int
+    rates: dict[str, float]
+    savings: dict[str, float]
+
+    @property
+    def total(self) -> float:
+        """Seconds from the command to the end."""
+        return self.start + self.search + self.refit + self.evaluate
+
+    def as_dict(self) -> dict[str, Any]:
+        """All values by name, for JSON."""
+        return asdict(self) | {"total": self.total, "all_images": self.images + self.refit_images}
+
+
+def recipes_to_measure(space: SearchSpace) -> list[Recipe]:
+    """One recipe of each kind that costs something else: the baseline, then the most frequent."""
+    random = np.random.default_rng(derive_seed(space.search.seed, "kinds"))
+    ordered = space.ordered_parameters()
+    recipes = [space.base]
+    for shares in random.random((DRAWN, len(ordered))):
+        values = {
+            name: parameter.at(share, is_int=recipe_fields()[name] is int)
+            for (name, parameter), share in zip(ordered.items(), shares, strict=True)
+        }
+        recipes.append(space.base.with_values(space.point(values)))
+    first: dict[tuple[Any, ...], Recipe] = {}
+    for recipe in recipes:
+        first.setdefault(_kind(recipe), recipe)
+    often = [kind for kind, _ in Counter(map(_kind, recipes)).most_common()]
+    base = _kind(space.base)
+    kinds = [base, *(kind for kind in often if kind != base)][:MEASURED]
+    return [first[kind] for kind in kinds]
+
+
+def make_plan(
+    space: SearchSpace,
+    rehearsals: Sequence[Sequence[Rehearsed]],
+    recipes: Sequence[Recipe],
+    probed: Probed,
+    *,
+    slots: int,
+    cpus: float,
+    gpus: float,
+    start: float,
+) -> Plan:
+    """The plan of a search.
+
+    Args:
+        space: The search.
+        rehearsals: How it may go.
+        recipes: What was measured.
+        probed: What measuring them found.
+        slots: Trials at a time.
+        cpus: Cores of a slot.
+        gpus: GPUs of a slot.
+        start: Seconds until the first trial begins.
+    """
+    costs = _Costs(space, recipes, probed.costs)
+    scale = [_longer(space, run) for run in rehearsals]
+    epochs = [
+        s * sum(trial.epochs for trial in run) for s, run in zip(scale, rehearsals, strict=True)
+    ]
+    images = fmean(epochs) * space.train_images
+    search = fmean(
+        s * _makespan((costs.trial(t.recipe, t.epochs) for t in run), slots)
+        for s, run in zip(scale, rehearsals, strict=True)
+    )
+    if space.search.time_budget is not None and search > space.search.time_budget:
+        share = space.search.time_budget / search
+        epochs, images, search = [e * share for e in epochs], images * share, search * share
+    chosen = [_refit(space, run) for run in rehearsals]
+    folds = space.refit.folds
+    refit = fmean(
+        _makespan((costs.fold(recipe) for recipe in run for _ in range(folds)), slots)
+        for run in chosen
+    )
+    refit_epochs = fmean(folds * sum(recipe.epochs for recipe in run) for run in chosen)
+    base = costs.of(space.base)
+    views = 2 if space.base.tta == "flip" else 1
+    tested = space.stand_in or TEST_IMAGES
+    evaluate = folds * (views * tested / base.eval_rate + EXPORT_SECONDS)
+    total = start + search + refit + evaluate
+    kept = max(cost.weights_bytes for cost in probed.costs)
+    top_k = min(space.refit.top_k, space.search.num_trials)
+    return Plan(
+        trials=space.search.num_trials,
+        reaching=_reaching(space, rehearsals, scale),
+        epochs=fmean(epochs),
+        epochs_low=min(epochs),
+        epochs_high=max(epochs),
+        images=images,
+        refit_jobs=top_k * folds,
+        refit_epochs=refit_epochs,
+        refit_images=refit_epochs * space.refit_images * (folds - 1) / folds,
+        start=start,
+        search=search,
+        time_budget=space.search.time_budget,
+        refit=refit,
+        evaluate=evaluate,
+        device_hours=total / 3600 * slots * (gpus or cpus),
+        device="GPU" if gpus else "core",
+        memory=probed.memory_bytes,
+        # The folds' weights, and the winner's twice more: exported, and logged.
+        disk=(top_k + 2) * folds * kept
+        + top_k * space.refit_images * 40
+        + slots * max(cost.checkpoint_bytes for cost in probed.costs)
+        + space.search.num_trials * TRIAL_BYTES,
+        slots=slots,
+        rates={costs.name(recipe): c.train_rate for recipe, c in costs.measured},
+        savings=_savings(space, search, refit) if total > LONG_SECONDS else {},
+    )
+
+
+class _Costs:
+    """What recipes cost: what was measured, and for others what comes nearest."""
+
+    def __init__(
+        self, space: SearchSpace, recipes: Sequence[Recipe], costs: Sequence[Cost]
+    ) -> None:
+        self._space = space
+        self.measured = list(zip(recipes, costs, strict=True))
+
+    def of(self, recipe: Recipe) -> Cost:
+        """The cost of the measured recipe that has most in common with `recipe`."""
+        kind = _kind(recipe)
+
+        def alike(pair: tuple[Recipe, Cost]) -> tuple[bool, int]:
+            other = _kind(pair[0])
+            same_network = pair[0].model.name == recipe.model.name
+            return same_network, sum(a == b for a, b in zip(kind, other, strict=True))
+
+        return max(self.measured, key=alike)[1]
+
+    def trial(self, recipe: Recipe, epochs: int) -> float:
+        """Seconds of a trial that is trained for `epochs`."""
+        cost, data = self.of(recipe), self._space.data
+        epoch = self._space.train_images / cost.train_rate + data.validation / cost.eval_rate
+        return cost.build_seconds + epochs * (epoch + cost.checkpoint_seconds)
+
+    def fold(self, recipe: Recipe) -> float:
+        """Seconds of one fold of a recipe's refit."""
+        cost, images = self.of(recipe), self._space.refit_images
+        held_out = images / self._space.refit.folds
+        epoch = (images - held_out) / cost.train_rate + held_out / cost.eval_rate
+        views = 2 if recipe.tta == "flip" else 1
+        predicted = views * held_out / cost.eval_rate
+        return cost.build_seconds + recipe.epochs * (epoch + cost.checkpoint_seconds) + predicted
+
+    def name(self, recipe: Recipe) -> str:
+        """What tells a recipe from the others that were measured."""
+        differs = [
+            i for i in range(len(_KIND)) if len({_kind(other)[i] for other, _ in self.measured}) > 1
+        ]
+        values = recipe.flat()
+        named = [str(values[_KIND[i]]) for i in differs if _KIND[i] != "model.name"]
+        return ", ".join([recipe.model.name, *named])
+
+
+_KIND = (
+    "model.name",
+    "model.stem",
+    "model.resolution",
+    "batch_size",
+    "optimizer.name",
+    "precision",
+)
+"""The fields that decide what an image costs."""
+
+
+def _kind(recipe: Recipe) -> tuple[Any, ...]:
+    values = recipe.flat()
+    # Numbers that are less than a factor of two apart are alike.
+    return tuple(
+        round(math.log2(values[name])) if isinstance(values[name], int) else values[name]
+        for name in _KIND
+    )
+
+
+def _longer(space: SearchSpace, run: Sequence[Rehearsed]) -> float:
+    """How much longer the whole search is than a rehearsal of its first trials."""
+    more = space.search.num_trials - len(run)
+    is_whole = more <= 0 or len(run) < 32  # or the space has no more points
+    if is_whole:
+        return 1.0
+    later = run[len(run) // 2 :]
+    per_trial = fmean(trial.epochs for trial in later)
+    return 1 + more * per_trial / sum(trial.epochs for trial in run)
+
+
+def _reaching(
+    space: SearchSpace, rehearsals: Sequence[Sequence[Rehearsed]], scale: Sequence[float]
+) -> dict[int, float]:
+    """Trials that reach the first epoch, the rungs and the last, on average."""
+    last, scheduler = space.max_epochs, space.scheduler
+    milestones = {1, last}
+    if scheduler.name in ("asha", "hyperband"):
+        rung = float(scheduler.grace_period)
+        while rung < last:
+            # A trial is stopped at a rung: those that go on train the epoch after it.
+            milestones.add(int(rung) + 1)
+            rung *= scheduler.reduction_factor
+    elif scheduler.name == "median":
+        milestones |= {min(last, scheduler.grace_period + 1), -(-last // 2)}
+    trials = space.search.num_trials
+    return {
+        epoch: fmean(
+            sum(trial.epochs >= epoch for trial in run)
+            * (trials / max(1, len(run)) if s > 1 else 1)
+            for run, s in zip(rehearsals, scale, strict=True)
+        )
+        for epoch in sorted(milestones)
+    }
+
+
+def _refit(space: SearchSpace, run: Sequence[Rehearsed]) -> list[Recipe]:
+    return [
+        trial.recipe.with_values({"epochs": space.refit.epochs or trial.recipe.epochs})
+        for trial in run
+        if trial.is_best
+    ]
+
+
+def _makespan(seconds: Iterable[float], slots: int) -> float:
+    """When the last of several jobs ends that are begun in order, `slots` at a time."""
+    ends = [0.0] * slots
+    for job in seconds:
+        ends[ends.index(min(ends))] += job
+    return max(ends)
+
+
+def _savings(space: SearchSpace, search: float, refit: float) -> dict[str, float]:
+    """What would make the search shorter, the most effective first."""
+    options = {}
+    if space.refit.top_k > 1:
+        options["refit.top_k=1"] = refit * (1 - 1 / space.refit.top_k)
+    if space.refit.folds > 3:
+        # Fewer folds, each on fewer images: 2 / 3 of all instead of 4 / 5.
+        epochs = {n: n - 1 for n in (space.refit.folds, 3)}
+        options["refit.folds=3"] = refit * (1 - epochs[3] / epochs[space.refit.folds])
+    if space.data.train_subset is None and space.train_images > 20_000:
+        options["data.train_subset=10000"] = search * (1 - 10_000 / space.train_images)
+    if space.search.num_trials >= 16:
+        options[f"search.num_trials={space.search.num_trials // 2}"] = search / 2
+    if space.base.epochs >= 8 and "epochs" not in space.parameters:
+        shorter = refit if space.refit.epochs is None else 0.0
+        options[f"base.epochs={space.base.epochs // 2}"] = (search + shorter) / 2
+    if search > 3600:
+        options["search.time_budget=1h"] = search - 3600
+    best = sorted(options.items(), key=lambda option: -option[1])
+    return dict(best[:4])
