@@ -12,8 +12,10 @@ from rich.console import Console
 from cifartune.config import SearchSpace
 from cifartune.refit import Candidate
 from cifartune.report.frames import curves_frame, trials_frame
-from cifartune.report.summary import outcome, print_summary, show_time, to_json
+from cifartune.report.summary import outcome, print_summary, to_json
+from cifartune.report.tables import show_time
 from cifartune.report.terminal import Progress
+from cifartune.runs import RunFolder
 from cifartune.statistics import Accuracy
 from cifartune.tuning.study import TrialStudy, sqlite_url
 
@@ -52,15 +54,20 @@ def study(tmp_path: Path) -> TrialStudy:
     return study
 
 
+PLANNED = {"epochs": 5.0, "refit_epochs": 20.0, "search": 60.0, "total": 100.0, "disk": 2e6}
+
+
 @pytest.fixture
-def result(study: TrialStudy) -> dict[str, Any]:
+def result(study: TrialStudy, tmp_path: Path) -> dict[str, Any]:
+    run = RunFolder.create(tmp_path / "runs", SPACE, "toy")
+    run.plan.write_text(json.dumps(PLANNED))
     recipe = study.recipe(study.trials[2]).with_values({"epochs": 4})
     candidate = Candidate(2, recipe, Accuracy.of(90, 100), [0.9, 0.9], 0.4, [])
     return outcome(
         study,
         [candidate],
         Accuracy.of(91, 100),
-        name="toy",
+        run=run,
         seconds={"search": 75.0, "refit": 30.0, "evaluate": 5.0, "total": 110.0},
         mlflow={"uri": "sqlite:///mlflow.db", "run_id": "abc"},
     )
@@ -74,7 +81,13 @@ def test_the_outcome_is_complete_and_plain(result: dict[str, Any]) -> None:
         "pruned": 2,
         "failed": 1,
         "infeasible": 1,
+        "refused": 0,
     }
+    assert result["planned"] == PLANNED
+    assert result["used"]["epochs"] == 6
+    assert result["used"]["refit_epochs"] == 5 * 4
+    assert result["used"]["all_images"] == 6 * 45_000 + 20 * 40_000
+    assert result["used"]["disk"] > 0
     assert result["winner"]["optimizer"]["lr"] == result["changed"]["optimizer.lr"][1]
     assert result["changed"]["epochs"] == [2, 4]
     assert result["baseline"]["optimizer"]["lr"] == 0.1
@@ -96,6 +109,8 @@ def test_the_summary_fits_on_a_terminal(result: dict[str, Any], study: TrialStud
         "52.00%",
         "90.00% (95 % interval",
         "1 min 50 s",
+        "epochs of the search         5           6            120%",
+        "search                1 min 0 s  1 min 15 s            125%",
     ):
         assert told in text
     leaderboard = text[: text.index("5 trials")]

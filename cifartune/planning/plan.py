@@ -328,5 +328,8 @@ def _savings(space: SearchSpace, search: float, refit: float) -> dict[str, float
         options[f"base.epochs={space.base.epochs // 2}"] = (search + shorter) / 2
     if search > 3600:
         options["search.time_budget=1h"] = search - 3600
-    best = sorted(options.items(), key=lambda option: -option[1])
-    return dict(best[:4])
+    best = sorted(options, key=lambda change: -options[change])[:4]
+    if refit > LONG_SECONDS and (of_refit := [c for c in options if c.startswith("refit.")]):
+        # What shortens the search alone would leave that.
+        best = list(dict.fromkeys([*best[:3], max(of_refit, key=lambda c: options[c])]))
+    return {change: options[change] for change in best}

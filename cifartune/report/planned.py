@@ -19,10 +19,9 @@ def plan_lines(plan: Plan) -> list[str]:
         f"{plan.trials} trials, about {plan.epochs:,.0f} epochs "
         f"({plan.epochs_low:,.0f} to {plan.epochs_high:,.0f})",
         ", ".join(reaching),
-        f"search {show_time(plan.search)}{budget}, refit {show_time(plan.refit)}, "
-        f"all {show_time(plan.total)}",
-        f"{plan.device_hours:,.1f} {plan.device}-hours, {size(plan.memory)} of memory a slot, "
-        f"{size(plan.disk)} of disk",
+        f"search {show_time(plan.search)}{budget}, refit {show_time(plan.refit)}",
+        f"all {show_time(plan.total)}, {plan.device_hours:,.1f} {plan.device}-hours",
+        f"{size(plan.memory)} of memory a slot, {size(plan.disk)} of disk",
     ]
 
 

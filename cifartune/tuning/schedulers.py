@@ -118,10 +118,21 @@ class _NeverPausing(MedianStoppingRule):
     """Tune's median stopping rule, for trials that run to their end or are stopped."""
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        if not self._is_news(trial, result):
+            return TrialScheduler.CONTINUE
         decision = super().on_trial_result(tune_controller, trial, result)
         # A trial that goes on although the rule said stop, the baseline, is judged anew.
         self._stopped_trials.clear()
         return decision
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        if self._is_news(trial, result):
+            super().on_trial_complete(tune_controller, trial, result)
+
+    def _is_news(self, trial: Any, result: dict[str, Any]) -> bool:
+        """Not of a trial that repeats epochs after a crash, or ends in one by failing."""
+        known = self._results.get(trial)
+        return "epoch" in result and not (known and known[-1]["epoch"] >= result["epoch"])
 
     def _on_insufficient_samples(self, tune_controller: Any, trial: Any, time: float) -> str:
         return TrialScheduler.CONTINUE

@@ -1,17 +1,17 @@
-"""The schedulers as the search uses them, on stored learning curves: no training, and no Ray cluster."""
+"""The schedulers as the search uses them, on stored curves: no training, no Ray cluster."""
 
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from ray.tune.schedulers import TrialScheduler
 
 from cifartune.config import SearchSpace
 from cifartune.tuning.messages import Failed
-from cifartune.tuning.schedulers import make_scheduler
+from cifartune.tuning.schedulers import Handle, make_scheduler
 from cifartune.tuning.study import TrialStudy, sqlite_url
 
 FAILURE = Failed("non_finite_loss", "the loss was not finite")
@@ -68,13 +68,19 @@ class Simulation:
 
     def _add(self, number: int) -> None:
         # Ray's ids are random: nothing may depend on them.
-        handle = SimpleNamespace(trial_id=f"{id(self):x}_{number}", config={"number": number})
+        handle = Handle(number)
+        handle.trial_id = f"{id(self):x}_{number}"
         self.scheduler.on_trial_add(None, handle)
         self.handles[number] = handle
 
 
 def make_space(
-    *, grace: int = 1, factor: float = 3, epochs: int = 9, metric: str = "val_accuracy"
+    *,
+    name: str = "asha",
+    grace: int = 1,
+    factor: float = 3,
+    epochs: int = 9,
+    metric: str = "val_accuracy",
 ) -> SearchSpace:
     return SearchSpace.model_validate(
         {
@@ -83,7 +89,12 @@ def make_space(
             "base": {"model": {"name": "speednet_small"}, "epochs": epochs},
             "parameters": {"model.dropout": {"min": 0.0, "max": 0.5}},
             "search": {"num_trials": 50, "sampler": "random"},
-            "scheduler": {"grace_period": grace, "reduction_factor": factor},
+            "scheduler": {
+                "name": name,
+                "grace_period": grace,
+                "reduction_factor": factor,
+                "brackets": 2,
+            },
         }
     )
 
@@ -195,12 +206,15 @@ def test_the_stored_events_are_worth_a_test(space: SearchSpace) -> None:
     assert len(decided) > 40
 
 
+@pytest.mark.parametrize("name", ["asha", "hyperband", "median"])
 @pytest.mark.parametrize("breaks", [(7,), (25,), (60,), (3, 11, 30, 61, 100)])
-def test_rebuilt_rungs_decide_like_unbroken_ones(
-    tmp_path: Path, space: SearchSpace, breaks: tuple[int, ...]
+def test_a_rebuilt_scheduler_decides_like_an_unbroken_one(
+    tmp_path: Path, name: str, breaks: tuple[int, ...]
 ) -> None:
+    space = make_space(name=name)
     unbroken = Simulation(space)
     expected = play(unbroken, stored_events())
+    assert any("stop" in line and not line.endswith("9: stop") for line in expected)
 
     url, events, decided = sqlite_url(tmp_path / "study.db"), stored_events(), []
     before = 0
@@ -212,6 +226,43 @@ def test_rebuilt_rungs_decide_like_unbroken_ones(
     assert decided == expected
     states = [[trial.state for trial in search.study.trials] for search in (unbroken, resumed)]
     assert states[0] == states[1]
+
+
+def test_brackets_begin_later_and_later() -> None:
+    """In a bracket of hyperband whose first rung is at 3 epochs, nothing is stopped before."""
+    search = Simulation(make_space(name="hyperband"))
+    search.run([0.9] * 9)
+    ends = [search.run([0.9] * 9 if number < 6 else [0.1 - number / 999] * 9) for number in range(1, 30)]
+    assert {1, 3} == set(ends[8:])
+    # A bracket with a rung more gets e times as many trials.
+    assert ends[8:].count(1) > ends[8:].count(3)
+
+
+def test_brackets_depend_on_the_number_alone() -> None:
+    """Not on numpy's global generator, which would draw others after a restart."""
+    ends = []
+    for seed in (1, 2):
+        np.random.seed(seed)
+        search = Simulation(make_space(name="hyperband"))
+        ends.append([search.run(curve) for curve in ([0.9] * 9, *[[0.1] * 9] * 10)])
+    assert ends[0] == ends[1]
+
+
+def test_the_median_of_those_that_came_as_far_decides() -> None:
+    search = Simulation(make_space(name="median"))
+    for value in (0.3, 0.5, 0.7):
+        assert search.run([value] * 9) == 9  # three must have come as far
+    assert search.run([0.49, 0.9]) == 1
+    assert search.run([0.51, 0.4, 0.4]) == 3
+
+
+def test_the_baseline_is_never_stopped(space: SearchSpace) -> None:
+    for name in ("asha", "hyperband", "median"):
+        search = Simulation(make_space(name=name))
+        number = search.start()
+        for _ in range(4):
+            search.run([0.9] * 9)
+        assert all(search.epoch(number, epoch, 0.1) for epoch in range(1, 9))
 
 
 def test_a_trial_that_repeats_an_epoch_counts_once(tmp_path: Path, space: SearchSpace) -> None:

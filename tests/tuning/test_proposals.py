@@ -1,0 +1,346 @@
+"""Proposals: every sampler on conditional, discrete and constrained spaces, alone and resumed."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from optuna.trial import FrozenTrial, TrialState
+
+from cifartune.config import SearchSpace
+from cifartune.errors import UserError
+from cifartune.runs import RunFolder
+from cifartune.tuning.proposals import Proposer
+from cifartune.tuning.study import REFUSED, SpaceExhausted, TrialStudy, is_feasible, sqlite_url
+from cifartune.tuning.warm_start import load_warm_start
+
+SAMPLERS = ["random", "tpe", "cmaes", "gp", "qmc"]
+
+CONDITIONAL: dict[str, Any] = {
+    "optimizer.name": {"values": ["sgd", "adamw", "muon"]},
+    "optimizer.lr": {"min": 1e-3, "max": 1.0, "log": True},
+    "optimizer.momentum": {"min": 0.8, "max": 0.98, "when": {"optimizer.name": ["sgd", "muon"]}},
+    "batch_size": {"values": [256, 512]},
+    "augment.cutout": {"min": 0, "max": 16, "step": 8, "when": {"batch_size": 512}},
+    "schedule.warmup": {"min": 0.1, "max": 0.5, "step": 0.1, "when": {"augment.cutout": 8}},
+}
+DISCRETE: dict[str, Any] = {
+    name: CONDITIONAL[name] for name in ("optimizer.name", "batch_size", "augment.cutout")
+}  # 3 x (256, or 512 with 0, 8, 16) = 12 points
+
+
+def make_space(parameters: dict[str, Any] = CONDITIONAL, **sections: Any) -> SearchSpace:
+    search = {"num_trials": 20} | sections.pop("search", {})
+    return SearchSpace.model_validate(
+        {
+            "name": "toy",
+            "base": {
+                "model": {"name": "speednet_small"},
+                "optimizer": {"name": "adamw"},
+                "epochs": 3,
+            },
+            "parameters": parameters,
+            "search": search,
+            **sections,
+        }
+    )
+
+
+def value_of(params: dict[str, Any]) -> float:
+    """A made-up accuracy: muon at a rate of 0.03 is best."""
+    bonus = {"muon": 0.3, "sgd": 0.1, "adamw": 0.0}[params.get("optimizer.name", "adamw")]
+    rate, momentum = params.get("optimizer.lr", 0.1), params.get("optimizer.momentum", 0.0)
+    return bonus - float(abs(rate - 0.03)) + float(momentum)
+
+
+def run(study: TrialStudy, trials: int) -> list[FrozenTrial]:
+    """Feeds trials to the study; every other is stopped after its first epoch."""
+    for _ in range(trials):
+        number = study.propose().number
+        value = value_of(study.trials[number].params)
+        study.annotate(number, {target.metric: value for target in study.space.targets})
+        study.record(number, 1, value)
+        (study.prune if number % 2 else study.complete)(number)
+    return study.trials
+
+
+def params(trials: Sequence[FrozenTrial]) -> list[dict[str, Any]]:
+    return [trial.params for trial in trials]
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_sampled_point_has_what_its_conditions_give_it(sampler: str) -> None:
+    space = make_space(search={"sampler": sampler})
+    count = 14 if sampler == "gp" else 28  # a Gaussian process takes its time
+    trials = run(TrialStudy(space), count)
+    for trial in trials:
+        point = trial.params
+        has_momentum = point["optimizer.name"] in ("sgd", "muon")
+        assert ("optimizer.momentum" in point) == has_momentum
+        assert ("augment.cutout" in point) == (point["batch_size"] == 512)
+        assert ("schedule.warmup" in point) == (point.get("augment.cutout") == 8)
+        assert all(space.parameters[name].contains(value) for name, value in point.items())
+    names = {name for trial in trials for name in trial.params}
+    assert names == set(CONDITIONAL)  # no branch is left out
+    assert len({tuple(sorted(point.items())) for point in params(trials)}) == count
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_the_proposal_is_the_same_after_a_restart(sampler: str, tmp_path: Path) -> None:
+    space = make_space(search={"sampler": sampler})
+    unbroken = params(run(TrialStudy(space), 12))
+    url = sqlite_url(tmp_path / "study.db")
+    run(TrialStudy(space, url=url), 5)
+    run(TrialStudy(space, url=url), 4)
+    assert params(run(TrialStudy(space, url=url), 3)) == unbroken
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "gp", "cmaes"])
+def test_a_sampler_learns_also_from_trials_that_were_stopped(sampler: str) -> None:
+    """All but the baseline are stopped: what a sampler learns, it learns from these."""
+    parameters = {"optimizer.lr": {"min": 1e-3, "max": 1.0, "log": True}}
+    space = make_space(parameters, search={"sampler": sampler, "num_trials": 30})
+
+    def late_error(*, told: bool) -> float:
+        study = TrialStudy(space)
+        for _ in range(30):
+            number = study.propose().number
+            rate = study.trials[number].params["optimizer.lr"]
+            study.record(number, 1, -abs(rate - 0.03) if told else 0.0)
+            study.prune(number) if number else study.complete(number)
+        rates = [t.params["optimizer.lr"] for t in study.trials[15:]]
+        return float(sum(abs(rate - 0.03) for rate in rates) / len(rates))
+
+    assert late_error(told=True) < 0.7 * late_error(told=False)
+
+
+@pytest.mark.parametrize("sampler", [*SAMPLERS, "grid"])
+def test_a_discrete_space_is_tried_once_and_then_ends(sampler: str) -> None:
+    study = TrialStudy(make_space(DISCRETE, search={"sampler": sampler, "num_trials": 40}))
+    trials = run(study, 12)
+    assert len({frozenset(trial.params.items()) for trial in trials}) == 12
+    with pytest.raises(SpaceExhausted):
+        study.propose()
+
+
+def test_what_the_machine_failed_may_be_tried_again() -> None:
+    parameters = {"optimizer.name": {"values": ["sgd", "adamw"]}}
+    study = TrialStudy(make_space(parameters, search={"sampler": "grid"}))
+    study.fail(study.propose().number, "slot_lost", "killed")
+    assert {point["optimizer.name"] for point in params(run(study, 2))} == {"sgd", "adamw"}
+
+
+def test_a_grid_is_not_tried_in_the_order_of_the_file() -> None:
+    parameters = {"augment.crop": {"min": 0, "max": 8}, "tta": {"values": ["none", "flip"]}}
+    base = {"base": {"optimizer": {"name": "sgd"}, "augment": {"crop": 4}}}
+    space = SearchSpace.model_validate(
+        {"name": "g", "parameters": parameters, "search": {"sampler": "grid"}} | base
+    )
+    study = TrialStudy(space)
+    crops = [study.propose().recipe.augment.crop for _ in range(18)]
+    assert sorted(crops) == sorted([*range(9)] * 2)
+    assert crops[1:9] != sorted(crops[1:9])
+
+
+def test_qmc_spreads_better_than_chance() -> None:
+    parameters = {"model.dropout": {"min": 0.0, "max": 0.8}}
+    gaps = {}
+    for sampler in ("qmc", "random"):
+        study = TrialStudy(make_space(parameters, search={"sampler": sampler}))
+        drawn = sorted(study.propose().recipe.model.dropout for _ in range(17))
+        gaps[sampler] = max(b - a for a, b in pairwise(drawn))
+    assert gaps["qmc"] < 0.1 < gaps["random"]
+
+
+def test_the_points_of_the_file_come_after_the_baseline() -> None:
+    points = [{"optimizer.lr": 0.5, "optimizer.name": "sgd"}, {"batch_size": 256}]
+    study = TrialStudy(make_space(points=points))
+    baseline, first, second, third = params(run(study, 4))
+    assert baseline["optimizer.name"] == "adamw"
+    assert (first["optimizer.lr"], first["optimizer.name"]) == (0.5, "sgd")
+    assert first["optimizer.momentum"] == 0.9  # the baseline's, where it exists
+    assert second == {"optimizer.name": "adamw", "optimizer.lr": 0.1, "batch_size": 256}
+    assert third not in (baseline, first, second)
+
+
+def test_a_recipe_that_breaks_a_constraint_is_refused_untrained() -> None:
+    space = make_space(
+        {"model.name": {"values": ["speednet_small", "speednet", "resnet18"]}, **CONDITIONAL},
+        constraints={"params": {"max": 5_000_000}},
+    )
+    study = TrialStudy(space)
+    run(study, 1)
+    while study.trials_left > 0:
+        number = study.propose().number
+        assert study.recipe(study.trials[number]).model.name != "resnet18"
+        study.record(number, 1, 0.5)
+        study.complete(number)
+    refused = [t for t in study.trials if t.user_attrs.get("failure") == REFUSED]
+    assert refused and len(study.trials) - len(refused) == space.search.num_trials
+    for trial in refused:
+        assert trial.state is TrialState.PRUNED and not trial.intermediate_values
+        assert trial.params["model.name"] == "resnet18"
+        assert trial.user_attrs["message"] == (
+            "constraints.params allows at most 5,000,000, and the network has 11,173,962"
+        )
+        assert not is_feasible(trial)
+    assert all(is_feasible(t) for t in study.trials if t not in refused)
+    # A third of the space breaks it: the sampler has learnt to keep away.
+    assert len(refused) < 8
+
+
+@pytest.mark.parametrize("sampler", ["gp", "cmaes", "qmc", "random"])
+def test_every_sampler_can_live_with_constraints(sampler: str) -> None:
+    names = {"model.name": {"values": ["speednet_small", "resnet18"]}}
+    space = make_space(
+        {**names, **CONDITIONAL},
+        constraints={"params": {"max": 5_000_000}},
+        search={"sampler": sampler, "num_trials": 14},
+    )
+    study = TrialStudy(space)
+    while study.trials_left > 0:
+        number = study.propose().number
+        study.record(number, 1, 0.5)
+        if number == 3:
+            study.reject(number, "non_finite_loss", "the loss was not finite")
+        else:
+            study.complete(number)
+    assert all(study.recipe(t).model.name == "speednet_small" for t in study.best(14))
+
+
+def test_a_baseline_that_breaks_a_constraint_is_an_error() -> None:
+    study = TrialStudy(make_space(constraints={"params": {"max": 1000}}))
+    with pytest.raises(UserError, match=r"base: constraints.params allows at most 1,000, and the"):
+        study.propose()
+    assert study.trials == []
+
+
+def test_constraints_that_leave_nothing_are_an_error() -> None:
+    points = {"model.name": {"values": ["speednet_small", "speednet", "resnet18"]}}
+    space = make_space(points | CONDITIONAL, constraints={"params": {"max": 600_000}})
+    never = Proposer(space)
+    study = TrialStudy(space)
+    run(study, 1)
+    never.propose = lambda trials: wide  # type: ignore[method-assign]
+    wide = Proposer(make_space(points | CONDITIONAL, points=[{"model.name": "speednet"}])).propose(
+        study.trials
+    )
+    study._proposer = never
+    with pytest.raises(UserError, match="constraints: 200 recipes in a row were refused"):
+        study.propose()
+
+
+OBJECTIVES = [{"metric": "val_accuracy"}, {"metric": "params"}]
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random", "gp", "qmc"])
+def test_several_objectives_give_a_front(sampler: str) -> None:
+    names = {"model.name": {"values": ["speednet_small", "speednet", "resnet18"]}}
+    space = make_space({**names, **CONDITIONAL}, objectives=OBJECTIVES, search={"sampler": sampler})
+    study = TrialStudy(space)
+    run_two(study, 14)
+    front = {t.number for t in study.front}
+    complete = [t for t in study.trials if t.state is TrialState.COMPLETE]
+    for trial in complete:
+        accuracy, size = trial.values
+        beaten = any(
+            (o.values[0] >= accuracy and o.values[1] <= size) and o.values != trial.values
+            for o in complete
+        )
+        assert beaten != (trial.number in front)
+    chosen = study.best(len(front))
+    assert {t.number for t in chosen} == front
+    accuracies = [t.values[0] for t in chosen]
+    assert accuracies == sorted(accuracies, reverse=True)
+
+
+def run_two(study: TrialStudy, trials: int) -> None:
+    sizes = {"resnet18": 0.2, "speednet": 0.1, "speednet_small": 0.0}
+    for _ in range(trials):
+        proposal = study.propose()
+        trial = study.trials[proposal.number]
+        value = value_of(trial.params) + sizes[proposal.recipe.model.name]
+        study.record(proposal.number, 1, value)
+        (study.prune if proposal.number % 3 == 2 else study.complete)(proposal.number)
+
+
+def test_the_network_is_counted_before_it_trains() -> None:
+    study = TrialStudy(make_space(objectives=OBJECTIVES))
+    number = study.propose().number
+    assert study.trials[number].user_attrs["params"] == 498_104
+    study.record(number, 1, 0.5)
+    study.complete(number)
+    assert study.trials[number].values == [0.5, 498_104]
+
+
+@pytest.fixture
+def earlier(tmp_path: Path) -> RunFolder:
+    """A finished search whose best rate is near 0.03."""
+    parameters = {"optimizer.lr": {"min": 1e-3, "max": 1.0, "log": True}}
+    space = make_space(parameters, search={"sampler": "qmc"})
+    run_folder = RunFolder.create(tmp_path / "runs", space, "earlier")
+    study = TrialStudy(space, url=sqlite_url(run_folder.study), name="earlier")
+    for _ in range(20):
+        number = study.propose().number
+        study.record(number, 1, -abs(study.trials[number].params["optimizer.lr"] - 0.03))
+        study.complete(number)
+    study.fail(study.propose().number, "slot_lost", "killed")
+    return run_folder
+
+
+@pytest.mark.parametrize("by_path", [False, True])
+def test_a_warm_start_teaches_the_sampler(
+    earlier: RunFolder, by_path: bool, tmp_path: Path
+) -> None:
+    name = str(earlier.path) if by_path else "earlier"
+    # Another range, and a parameter that the earlier search fixed: its trials count where they fit.
+    parameters = {
+        "optimizer.lr": {"min": 1e-2, "max": 1.0, "log": True},
+        "tta": {"values": ["none", "flip"]},
+    }
+    space = make_space(parameters, warm_start=[name])
+    others = load_warm_start(space, earlier.runs)
+    assert 8 < len(others) < 20
+    assert all(t.params["optimizer.lr"] >= 1e-2 and t.params["tta"] == "none" for t in others)
+    url = sqlite_url(tmp_path / "study.db")
+
+    def rates(study: TrialStudy) -> list[float]:
+        return [study.propose().recipe.optimizer.lr for _ in range(5)]
+
+    study = TrialStudy(space, url=url, name="warm", warm_start=others)
+    warm = rates(study)
+    cold = rates(TrialStudy(make_space(parameters)))
+    # The baseline is first in any case.
+    assert sum(abs(rate - 0.03) for rate in warm[1:]) < sum(abs(rate - 0.03) for rate in cold[1:])
+    assert [trial.number for trial in study.trials] == [0, 1, 2, 3, 4]
+    # Opened again, it knows them without being told.
+    again = TrialStudy(space, url=url, name="warm")
+    assert again.propose().recipe == study.propose().recipe
+
+
+@pytest.mark.parametrize(
+    ("changes", "name", "message"),
+    [
+        ({}, "earler", "warm_start.0: .*runs: no run is called earler; there are earlier"),
+        (
+            {"objective": {"metric": "val_loss"}},
+            "earlier",
+            r"earlier was searched for val_accuracy \(max\), and this is for val_loss \(min\)",
+        ),
+        (
+            {
+                "parameters": {"optimizer.lr": {"min": 2.0, "max": 3.0}},
+                "base": {"optimizer": {"lr": 2.5}},
+            },
+            "earlier",
+            "warm_start.0: no trial of earlier lies in this space",
+        ),
+    ],
+)
+def test_a_warm_start_must_fit(
+    earlier: RunFolder, changes: dict[str, Any], name: str, message: str
+) -> None:
+    values = make_space(warm_start=[name]).model_dump() | changes
+    with pytest.raises(UserError, match=message):
+        load_warm_start(SearchSpace.model_validate(values), earlier.runs)
