@@ -109,7 +109,10 @@ class Search:
             status = "KILLED"
             raise Interrupted from None
         finally:
-            self._tracker.close(status)
+            if self._study.trials:
+                self._tracker.close(status)
+            else:  # nothing was searched: nothing is left behind
+                self._tracker.discard()
         self._summarize(result)
         return result
 

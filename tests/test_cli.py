@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import yaml
 from searches import QUICK, cifartune
 
 SMALL = """
@@ -231,6 +232,135 @@ def recorded(folder: Path) -> list[tuple[int, str, list[tuple[int, float]]]]:
             )
             for trial, number, state in trials.fetchall()
         ]
+
+
+def test_validate_tells_every_error_of_every_file_at_once(tmp_path: Path) -> None:
+    wrong = "name: a\nbase: {epochs: 0}\nparameters:\n  optimizer.lrr: {min: 0.1, max: 1}\n"
+    (tmp_path / "a.yaml").write_text(wrong)
+    (tmp_path / "b.yaml").write_text(SMALL + "serch: {}\n")
+    start = time.perf_counter()
+    result = cifartune("validate", "a.yaml", QUICK, "b.yaml", cwd=tmp_path)
+    seconds = time.perf_counter() - start
+    assert result.returncode == 2
+    assert result.stdout == f"{QUICK}: valid; 6 parameters, 16 trials\n"
+    assert result.stderr.splitlines() == [
+        "cifartune: a.yaml:2: base.epochs: must be at least 1, got 0",
+        "a.yaml:4: parameters.optimizer.lrr: unknown key; did you mean optimizer.lr?",
+        "b.yaml:11: serch: unknown key; did you mean search?",
+    ]
+    assert seconds < 1
+
+
+def test_validate_loads_neither_torch_nor_timm(tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.argv = ['cifartune', 'validate', *sys.argv[1:]]\n"
+        "import typer, cifartune.cli\n"
+        "cifartune.cli.app(standalone_mode=False)\n"
+        "print([m for m in ('torch', 'timm', 'ray', 'optuna', 'mlflow') if m in sys.modules])"
+    )
+    loaded = subprocess.run([sys.executable, "-c", code, QUICK], capture_output=True, text=True)
+    assert loaded.stdout.splitlines()[1:] == ["[]"], loaded.stderr
+
+
+def test_validate_notes_what_may_not_be_meant(tmp_path: Path) -> None:
+    (tmp_path / "small.yaml").write_text(SMALL)
+    change = "parameters.optimizer.name={values: [sgd, adamw]}"
+    momentum = "parameters.optimizer.momentum={min: 0.8, max: 0.95}"
+    result = cifartune(
+        *("validate", "small.yaml", "--set", change, "--set", momentum), cwd=tmp_path
+    )
+    assert result.returncode == 0
+    assert result.stdout.splitlines()[1] == (
+        "small.yaml: note: parameters.optimizer.momentum has no effect where optimizer.name is "
+        "adamw; add when: {optimizer.name: [sgd]}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("search.num_trial=3", "--set search.num_trial=3: search.num_trial: unknown key; did you"),
+        ("search.num_trials=x", "--set search.num_trials=x: search.num_trials: must be a whole"),
+        ("search.num_trials", "--set search.num_trials: must be key=value"),
+        ("parameters.optimizer.lr.max=30", r"parameters\.optimizer\.lr\.max: must be at most 10"),
+    ],
+)
+def test_a_wrong_override_is_one_message(change: str, message: str, tmp_path: Path) -> None:
+    for command in ("search", "plan", "validate"):
+        refused(cifartune(command, QUICK, "--set", change, cwd=tmp_path), message)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_describe_prints_keys(tmp_path: Path) -> None:
+    one = cifartune("describe", "optimizer.lr", cwd=tmp_path).stdout
+    assert one.startswith("optimizer.lr  number, above 0, at most 10; default 0.1\n")
+    every = cifartune("describe", cwd=tmp_path).stdout
+    assert "model.dropout" in every and "tta" in every
+    assert max(map(len, every.splitlines())) <= 80
+    schema = json.loads(cifartune("describe", "--schema", cwd=tmp_path).stdout)
+    assert "parameters" in schema["properties"]
+    refused(cifartune("describe", "optimiser", cwd=tmp_path), "no such key; did you mean optimizer")
+
+
+def test_a_parameter_that_does_nothing_stops_the_search(tmp_path: Path, data_root: Path) -> None:
+    (tmp_path / "small.yaml").write_text(SMALL)
+    changes = [
+        "base.augment={strength: 0.4, crop: 0}",
+        "parameters.augment.crop={min: 0, max: 1}",  # of which 0.4 are no pixel
+    ]
+    result = cifartune(
+        *("search", "small.yaml", "--set", changes[0], "--set", changes[1]),
+        cwd=tmp_path,
+        CIFARTUNE_DATA=str(data_root),
+    )
+    assert result.returncode == 2
+    assert result.stderr == (
+        "cifartune: parameters.augment.crop: changes nothing: with 0 and with 1, weights, rates, "
+        "batches and losses are the same; take it out, or give it values that act\n"
+    )
+    assert not (tmp_path / "runs" / "small").exists()
+    with sqlite3.connect(tmp_path / "runs" / "mlflow.db") as store:
+        stages = store.execute("SELECT DISTINCT lifecycle_stage FROM runs").fetchall()
+    assert stages == [("deleted",)]
+
+
+def test_several_objectives_from_end_to_end(tmp_path: Path, data_root: Path) -> None:
+    (tmp_path / "small.yaml").write_text(SMALL)
+    changes = {
+        "objectives": "[{metric: val_accuracy}, {metric: params}]",
+        "parameters.model.name.values": "[speednet_small, speednet, resnet18]",
+        "constraints.params.max": "5_000_000",
+        "search": "{max_trials: 4, sampler: qmc}",
+        "base.epochs": "2",
+        "refit.top_k": "2",
+    }
+    options = [part for key, value in changes.items() for part in ("--set", f"{key}={value}")]
+    result = cifartune(
+        *("search", "small.yaml", *options), cwd=tmp_path, CIFARTUNE_DATA=str(data_root)
+    )
+    assert result.returncode == 0, result.stderr
+    run = tmp_path / "runs" / "small"
+    space = yaml.safe_load((run / "space.yaml").read_text())
+    assert space["constraints"] == {"params": {"min": None, "max": 5_000_000}}
+    assert (space["search"]["num_trials"], space["search"]["sampler"]) == (4, "qmc")
+
+    outcome = json.loads((run / "result.json").read_text())
+    front = outcome["pareto_front"]
+    assert {trial["params"] for trial in front} <= {498_104, 1_972_792}
+    by_size = sorted(front, key=lambda trial: trial["params"])
+    accuracies = [trial["val_accuracy"] for trial in by_size]
+    assert accuracies == sorted(accuracies)
+    assert len(outcome["candidates"]) == 2
+    assert outcome["trials"]["total"] == 4
+    assert outcome["trials"]["refused"] >= 1
+    assert "Pareto front" in result.stdout
+    assert "refused untrained" in result.stdout
+
+    assert "plan           4 trials, about" in result.stdout
+    planned, used = outcome["planned"], outcome["used"]
+    assert used["refit_epochs"] == planned["refit_epochs"] == 2 * 2
+    assert used["epochs"] == 4 * 2
+    assert used["memory"] > 3e8
 
 
 def test_an_unnamed_run_gets_the_next_free_name(tmp_path: Path) -> None:

@@ -8,16 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from cifartune.config.fields import all_fields
 from cifartune.config.networks import networks
-from cifartune.config.parameters import Choice, Range, in_order, point_of
+from cifartune.config.parameters import Choice, Range, circles, point_of, split_in_order
 from cifartune.config.problems import (
     Problems,
-    RulesBroken,
     Where,
     nearest,
     number,
     unknown_key,
 )
-from cifartune.config.recipe import Recipe
 
 if TYPE_CHECKING:
     from cifartune.config.space import SearchSpace
@@ -60,16 +58,13 @@ class _Parts:
         self.fields = all_fields()
         wrong = {str(w[1]) for w in broken if w[:1] == ("parameters",) and len(w) > 1}
         self.parameters = {n: p for n, p in space.parameters.items() if n not in wrong}
-        self.names = sorted({*space.parameters, *wrong})
-        self.left = sorted(self.fields.keys() - {*self.names, *FIXED})
-        meant = [n for name in wrong - self.fields.keys() for n in self._meant(name)]
+        self.written = sorted({*space.parameters, *wrong})
+        self.given = [name for name in self.written if name in self.fields]
+        self.left = sorted(self.fields.keys() - {*self.given, *FIXED})
+        meant = {n for name in wrong - self.fields.keys() for n in self._meant(name)}
+        self.names = sorted({*self.given, *meant})
         self._broken = {*broken, *(("parameters", name) for name in meant)}
-        self.circle: Problems = {}
-        self.ordered: Mapping[str, Range | Choice] = {}
-        try:
-            self.ordered = in_order(self.parameters)
-        except RulesBroken as circle:
-            self.circle = circle.problems
+        self.ordered, self.waiting = split_in_order(self.parameters)
 
     def _meant(self, wrong: str) -> list[str]:
         """The fields that a wrong name of a parameter, or of a section, may stand for."""
@@ -120,11 +115,11 @@ class _Parts:
 
 
 def _names(parts: _Parts) -> Iterator[Problem]:
-    for name in parts.names:
+    for name in parts.written:
         if name in FIXED:
             yield ("parameters", name), FIXED[name]
-        elif name not in parts.fields and name not in Recipe.model_fields:
-            yield ("parameters", name), unknown_key(name, parts.left)
+        elif name not in parts.fields:
+            yield ("parameters", name), unknown_key(name, parts.left, parts.given)
 
 
 def _domains(parts: _Parts) -> Iterator[Problem]:
@@ -164,8 +159,8 @@ def _conditions(parts: _Parts) -> Iterator[Problem]:
                 yield where, unknown_key(other, parts.names)
             else:
                 yield from _condition(parts, where, parts.parameters[other], wanted)
-    yield from parts.circle.items()
-    for name, parameter in parts.parameters.items():
+    yield from circles(parts.waiting).items()
+    for name, parameter in parts.ordered.items():
         needs = parts.conditions(name)
         never = [other for other, values in needs.items() if not values]
         # Told once, of the parameter that brings the contradiction, and not of all that need it.
@@ -296,8 +291,6 @@ def _sampler(parts: _Parts) -> Iterator[Problem]:
 
 def _points(parts: _Parts) -> Iterator[Problem]:
     space = parts.space
-    if parts.circle:
-        return
     # What a point leaves out is the baseline's: without that, each value is looked at by itself.
     is_whole = parts.base_is_known(parts.names)
     seen = {_key(point_of(parts.ordered, parts.base)): "the baseline, which is trial 0"}

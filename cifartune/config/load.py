@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from cifartune.config.overrides import apply_override
 from cifartune.config.problems import (
+    GIVEN,
     REQUIRED,
     UNKNOWN,
     Problems,
@@ -70,7 +71,8 @@ def parse_space(text: str, *, source: str, overrides: Sequence[str] = ()) -> Sea
         message = f"{'.'.join(map(str, where))}: {rule}"
         line, depth = _line(node, where)
         if option := _option(changed, where, depth):
-            messages.append((0, f"--set {option}: {message}"))
+            # What the file gives is what an option changes.
+            messages.append((0, f"--set {option}: {message.replace(GIVEN, '')}"))
         else:
             messages.append((line, f"{source}:{line}: {message}"))
     raise UserError("\n".join(message for _, message in sorted(messages)))

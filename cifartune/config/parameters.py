@@ -15,7 +15,7 @@ from pydantic import (
     model_validator,
 )
 
-from cifartune.config.problems import names_of, rule_broken
+from cifartune.config.problems import Problems, RulesBroken, names_of, rule_broken
 from cifartune.config.recipe import Section
 
 Value = bool | int | float | str
@@ -179,32 +179,44 @@ Parameter = Annotated[
 ]
 
 
+Parameters = dict[str, Range | Choice]
+
+
 def in_order(parameters: Mapping[str, Range | Choice]) -> dict[str, Range | Choice]:
     """The parameters, each after those that its `when` names.
 
     Raises:
         RulesBroken: The conditions form a circle.
     """
-    ordered: dict[str, Range | Choice] = {}
-    rest = dict(parameters)
-    while rest:
-        ready = [name for name, p in rest.items() if not p.when.keys() & rest.keys()]
-        if not ready:
-            raise rule_broken(
-                ("parameters", _circle_in(rest), "when"), "depends on itself in a circle"
-            )
-        ordered |= {name: rest.pop(name) for name in ready}
+    ordered, rest = split_in_order(parameters)
+    if rest:
+        raise RulesBroken(circles(rest))
     return ordered
 
 
-def _circle_in(parameters: Mapping[str, Range | Choice]) -> str:
-    """The first parameter of a circle; each waits for another of them."""
-    name, passed = next(iter(parameters)), list[str]()
-    while name not in passed:
-        passed.append(name)
-        name = next(other for other in parameters[name].when if other in parameters)
-    circle = passed[passed.index(name) :]
-    return next(name for name in parameters if name in circle)
+def split_in_order(parameters: Mapping[str, Range | Choice]) -> tuple[Parameters, Parameters]:
+    """The parameters in order, and those that wait for each other or for such."""
+    ordered: Parameters = {}
+    rest = dict(parameters)
+    while ready := [name for name, p in rest.items() if not p.when.keys() & rest.keys()]:
+        ordered |= {name: rest.pop(name) for name in ready}
+    return ordered, rest
+
+
+def circles(waiting: Mapping[str, Range | Choice]) -> Problems:
+    """One rule for each circle, at its first parameter; `waiting` all wait for another of them."""
+    problems: Problems = {}
+    rest = dict(waiting)
+    while rest:
+        name, passed = next(iter(rest)), list[str]()
+        while name not in passed:
+            passed.append(name)
+            name = next(other for other in rest[name].when if other in rest)
+        circle = passed[passed.index(name) :]
+        first = next(name for name in waiting if name in circle)
+        problems["parameters", first, "when"] = "depends on itself in a circle"
+        _, rest = split_in_order({n: p for n, p in rest.items() if n not in circle})
+    return problems
 
 
 def point_of(ordered: Mapping[str, Range | Choice], values: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import re
 import reprlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, get_args
 
 from pydantic import AliasChoices, BaseModel, ValidationError
@@ -19,6 +19,7 @@ Problems = dict[Where, str]
 
 UNKNOWN = "unknown key"
 REQUIRED = "is required"
+GIVEN = ", which is given too"
 
 
 class RulesBroken(ValueError):
@@ -34,9 +35,16 @@ def rule_broken(where: Where, rule: str) -> RulesBroken:
     return RulesBroken({where: rule})
 
 
-def unknown_key(key: str, known: Iterable[str]) -> str:
-    """The rule that `key` breaks, which is none of those that are `known`."""
-    return UNKNOWN + hint(nearest(key, list(known)))
+def unknown_key(key: str, left: Sequence[str], given: Sequence[str] = ()) -> str:
+    """The rule that `key` breaks, which is no valid key.
+
+    Args:
+        key: What is written.
+        left: The valid keys that stand nowhere yet.
+        given: Those that do.
+    """
+    meant, meant_given = _meant(key, left, given)
+    return UNKNOWN + hint(meant or [f"{' or '.join(meant_given)}{GIVEN}"] * bool(meant_given))
 
 
 def hint(names: Sequence[str]) -> str:
@@ -58,6 +66,18 @@ def nearest(name: str, known: Sequence[str]) -> list[str]:
     for key in known:
         ends.setdefault(key.rpartition(".")[2], []).append(key)
     return [key for end in _nearest(name.rpartition(".")[2], list(ends)) for key in ends[end]]
+
+
+def _meant(
+    name: str, left: Sequence[str], given: Sequence[str]
+) -> tuple[Sequence[str], Sequence[str]]:
+    """What `name` was meant to be: keys that are left or else, if none is near, that are given."""
+    if found := _nearest(name, left):
+        return found, []
+    if found := _nearest(name, given):
+        return [], found
+    found = nearest(name, left)
+    return found, [] if found else nearest(name, given)
 
 
 def _nearest(name: str, known: Sequence[str]) -> list[str]:
@@ -93,8 +113,9 @@ def describe(error: ValidationError, model: type[BaseModel], data: Any) -> Probl
             if same := _same_key_given(models, _at(data, section), key):
                 problems[where] = f"is another name for {same}, which is given too"
             else:
-                meant = nearest(key, _keys_left(models, _at(data, section)))
-                problems[where] = UNKNOWN + hint(meant)
+                left, given = _keys(models, _at(data, section))
+                problems[where] = unknown_key(key, left, given)
+                meant, _ = _meant(key, left, given)
                 misspelt |= {(*section, *_canonical(models, name)) for name in meant}
     for where, details in found.items():
         if details[0]["type"] == "missing" and where not in misspelt:
@@ -112,8 +133,9 @@ def fields_meant(model: type[BaseModel], data: Any, where: Where) -> set[Where]:
     """
     section, key = where[:-1], str(where[-1])
     models = _models_at(model, section)
-    left = _keys_left(models, _at(data, section))
-    names = nearest(key, left) or (left if section else [])
+    left, given = _keys(models, _at(data, section))
+    meant, meant_given = _meant(key, left, given)
+    names = meant or (left if section and not meant_given else [])
     return {(*section, *_canonical(models, name)) for name in names}
 
 
@@ -245,23 +267,23 @@ def names_of(name: str, info: FieldInfo) -> list[str]:
     return [str(choice) for choice in alias.choices] if isinstance(alias, AliasChoices) else [name]
 
 
-def _keys_left(models: Sequence[type[BaseModel]], section: Mapping[str, Any]) -> list[str]:
-    """The valid keys that `section` does not have yet, and those below with dots."""
-    return [
-        key
-        for found in models
-        for names in _keys(found)
-        if not section.keys() & set(names)
-        for key in names
-    ]
+def _keys(
+    models: Sequence[type[BaseModel]], section: Mapping[str, Any]
+) -> tuple[list[str], list[str]]:
+    """The valid keys, with dots below, of fields that `section` leaves out, and that it gives."""
+    left: list[str] = []
+    given: list[str] = []
+    for names in (names for found in models for names in _names_in(found)):
+        (given if section.keys() & set(names) else left).extend(names)
+    return left, given
 
 
-def _keys(model: type[BaseModel]) -> Iterator[list[str]]:
+def _names_in(model: type[BaseModel]) -> Iterator[list[str]]:
     """Each field's names."""
     for name, info in model.model_fields.items():
         yield names_of(name, info)
         if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
-            for names in _keys(info.annotation):
+            for names in _names_in(info.annotation):
                 yield [f"{name}.{below}" for below in names]
 
 

@@ -16,7 +16,7 @@ from pydantic import (
 from cifartune.config import checks
 from cifartune.config.parameters import Choice as Choice
 from cifartune.config.parameters import Parameter, Range, Value, in_order, point_of
-from cifartune.config.problems import Problems, RulesBroken, rule_broken
+from cifartune.config.problems import RulesBroken, rule_broken
 from cifartune.config.recipe import Recipe, Section
 
 EpochMetric = Literal["val_accuracy", "val_loss", "train_accuracy", "train_loss"]
@@ -255,15 +255,12 @@ class SearchSpace(Section):
     @field_validator("parameters", mode="before")
     @classmethod
     def _has_dotted_names(cls, parameters: Any) -> Any:
-        problems: Problems = {}
         for name, parameter in parameters.items() if isinstance(parameters, Mapping) else ():
             if name in Recipe.model_fields and isinstance(parameter, Mapping):
                 inner = next(iter(parameter), "...")
                 if f"{name}.{inner}" in Recipe().flat():
                     rule = f"is a section of the recipe: write its fields as {name}.{inner}: ..."
-                    problems[name,] = rule
-        if problems:
-            raise RulesBroken(problems)
+                    raise rule_broken((name,), rule)
         return parameters
 
     @model_validator(mode="after")

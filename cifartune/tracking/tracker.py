@@ -120,6 +120,16 @@ class MlflowTracker(Observer):
         self._do(end)
         self._thread.shutdown(wait=True)
 
+    def discard(self) -> None:
+        """Ends the tracking of a search that never began, and deletes its run."""
+
+        def delete() -> None:
+            if "search" in self._ids:
+                self._client.delete_run(self._ids["search"])
+
+        self._do(delete)
+        self._thread.shutdown(wait=True)
+
     def trial_started(self, number: int, recipe: Recipe) -> None:
         def start() -> None:
             tags = {"kind": "trial", "trial": number, "state": "RUNNING", "recipe_id": recipe.id}

@@ -52,11 +52,12 @@ def run_trials(
     trainable = tune.with_resources(
         tune.with_parameters(Trial, **parameters), tune.PlacementGroupFactory([{"CPU": 0.001}])
     )
+    proposals = _Proposals(study)
     ledger = _Ledger(study, pool, observers, folder)
     tuner = tune.Tuner(
         trainable,
         tune_config=tune.TuneConfig(
-            search_alg=_Proposals(study),
+            search_alg=proposals,
             scheduler=make_scheduler(study),
             num_samples=-1,
             max_concurrent_trials=pool.shape.count,
@@ -78,6 +79,8 @@ def run_trials(
     ray.get(pool.board.stop_all.remote())
     if pool.lost:
         raise UserError(f"no slot is left to train on: {pool.lost}")
+    if proposals.error:
+        raise proposals.error
     if stopper.out_of_time:
         for trial in study.trials:
             if trial.state is TrialState.RUNNING:
@@ -91,6 +94,8 @@ class _Proposals(Unpickled, Searcher):
     def __init__(self, study: TrialStudy) -> None:
         super().__init__(metric=tune_metric(study), mode=study.space.target.mode)
         self._study = study
+        self.error: UserError | None = None
+        """Why no further trial could be proposed."""
         self._unfinished = [
             Proposal(trial.number, study.recipe(trial))
             for trial in study.trials
@@ -104,6 +109,9 @@ class _Proposals(Unpickled, Searcher):
             try:
                 proposal = self._study.propose()
             except SpaceExhausted:
+                return Searcher.FINISHED
+            except UserError as error:  # trials under way still end in order
+                self.error = error
                 return Searcher.FINISHED
         else:
             return Searcher.FINISHED

@@ -1,5 +1,6 @@
 """Random search-space files that are valid, and what the tests know of them on their own."""
 
+import math
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any
@@ -15,7 +16,14 @@ from cifartune.config.networks import networks
 Tree = dict[str, Any]
 Conditions = dict[str, list[Any]]
 
-NETWORKS = ["resnet18", "resnet34", "speednet", "speednet_small", "efficientnet_b0", "convnext_pico"]
+NETWORKS = [
+    "resnet18",
+    "resnet34",
+    "speednet",
+    "speednet_small",
+    "efficientnet_b0",
+    "convnext_pico",
+]
 
 FIELDS = {name: field for name, field in all_fields().items() if name != "seed"}
 
@@ -87,8 +95,9 @@ def entries(
         low = max(low, 1 if field.kind is int else 1e-6)
     if low >= high:
         return {}
-    first = draw(st.integers(low, high - 1) if field.kind is int else st.floats(low, high))
-    last = draw(st.integers(first + 1, high) if field.kind is int else st.floats(first, high))
+    numbers: Any = st.integers if field.kind is int else st.floats
+    first = draw(numbers(low, high))
+    last = draw(numbers(first, high))
     if first >= last:
         return {}
     entry: Tree = {"min": first, "max": last}
@@ -189,16 +198,16 @@ def holds(name: str, point: Mapping[str, Any], parameters: Mapping[str, Tree]) -
     return all(
         other in point
         and holds(other, point, parameters)
-        and any(abs_equal(point[other], value) for value in as_list(wanted))
+        and any(are_equal(point[other], value) for value in as_list(wanted))
         for other, wanted in parameters[name].get("when", {}).items()
     )
 
 
-def abs_equal(value: Any, other: Any) -> bool:
+def are_equal(value: Any, other: Any) -> bool:
     """Equal, up to what steps of 0.01 add up to."""
     if isinstance(value, str) or isinstance(other, str):
         return bool(value == other)
-    return abs(value - other) < 1e-9
+    return math.isclose(value, other, rel_tol=1e-9)
 
 
 @st.composite
@@ -238,7 +247,7 @@ def valid_spaces(draw: st.DrawFn, sampler: str | None = None, most_parameters: i
         base["model.name"] = "resnet34"
     base["batch_size"] = min(base["batch_size"], most)
     parameters: dict[str, Tree] = {}
-    chosen = draw(st.sets(st.sampled_from(ORDER), max_size=most_parameters))
+    chosen = draw(st.sets(st.sampled_from(ORDER), min_size=1, max_size=most_parameters))
     for name in sorted(chosen, key=ORDER.index):
         when = draw(conditions(parameters)) if parameters else {}
         entry = draw(entries(FIELDS[name], pretrained, most, bool(when), sampler == "grid"))
@@ -256,7 +265,7 @@ def valid_spaces(draw: st.DrawFn, sampler: str | None = None, most_parameters: i
     # A baseline that was drawn later can take the effect of what was there before.
     while idle := [name for name in parameters if not has_effect(name, parameters, base)]:
         remove(idle[0], parameters)
-    data = {"name": draw(st.from_regex(r"[a-z0-9][a-z0-9_.-]{0,20}", fullmatch=True)), **data}
+    data = {"name": draw(st.from_regex(r"[a-z][a-z0-9_.-]{0,20}", fullmatch=True)), **data}
     data["base"] = nested(base)
     if parameters:
         data["parameters"] = draw(st.permutations(list(parameters.items())).map(dict))

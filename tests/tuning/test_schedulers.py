@@ -232,7 +232,9 @@ def test_brackets_begin_later_and_later() -> None:
     """In a bracket of hyperband whose first rung is at 3 epochs, nothing is stopped before."""
     search = Simulation(make_space(name="hyperband"))
     search.run([0.9] * 9)
-    ends = [search.run([0.9] * 9 if number < 6 else [0.1 - number / 999] * 9) for number in range(1, 30)]
+    ends = [
+        search.run([0.9] * 9 if number < 6 else [0.1 - number / 999] * 9) for number in range(1, 30)
+    ]
     assert {1, 3} == set(ends[8:])
     # A bracket with a rung more gets e times as many trials.
     assert ends[8:].count(1) > ends[8:].count(3)
