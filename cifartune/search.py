@@ -135,6 +135,8 @@ class Search:
                     "Ray dashboard", f"{dashboard} (token: {program('ray')} get-auth-token)"
                 )
             self._point_out("messages", str(run.log))
+            for note in space.notes():
+                self._point_out("note", note)
             with SlotPool(shape, name=run.name, storage=run.ray) as pool:
                 self._splits = self._make_splits()
                 if not run.plan.exists():

@@ -1,29 +1,28 @@
 """What must fit in a search space as a whole: each rule that spans more than one section."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Set
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Set
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from cifartune.config.fields import all_fields
+from cifartune.config.effects import EFFECTS, FIXED
 from cifartune.config.networks import networks
-from cifartune.config.parameters import Choice, Range, circles, point_of, split_in_order
+from cifartune.config.parameters import Choice, Range, circles, point_of
+from cifartune.config.parts import Parts
 from cifartune.config.problems import (
     Problems,
     Where,
-    nearest,
-    number,
+    shown,
     unknown_key,
 )
 
 if TYPE_CHECKING:
     from cifartune.config.space import SearchSpace
 
-FIXED = {"seed": "is drawn for each trial from search.seed: set that instead"}
-"""Recipe fields that a file must not set, with the reason."""
-
 Problem = tuple[Where, str]
+
+GRID_LIMIT = 100_000
+"""The most points of a grid; as many trials a search may have."""
 
 
 def problems(space: "SearchSpace", broken: Set[Where] = frozenset()) -> Problems:
@@ -37,84 +36,14 @@ def problems(space: "SearchSpace", broken: Set[Where] = frozenset()) -> Problems
     found: Problems = {}
     for stage in _STAGES:
         # A parameter that is wrong in itself is left out of what follows.
-        parts = _Parts(space, {*broken, *(w[:2] for w in found if w[0] == "parameters")})
+        parts = Parts(space, {*broken, *(w[:2] for w in found if w[0] == "parameters")})
         for check in stage:
             for where, rule in check(parts):
                 found.setdefault(where, rule)
     return found
 
 
-def notes(space: "SearchSpace") -> list[str]:
-    """What is allowed in a valid `space` and may still not be what was meant."""
-    return [note for look in _NOTES for note in look(_Parts(space))]
-
-
-class _Parts:
-    """A space with what several checks ask of it."""
-
-    def __init__(self, space: "SearchSpace", broken: Set[Where] = frozenset()) -> None:
-        self.space = space
-        self.base = space.base.flat()
-        self.fields = all_fields()
-        wrong = {str(w[1]) for w in broken if w[:1] == ("parameters",) and len(w) > 1}
-        self.parameters = {n: p for n, p in space.parameters.items() if n not in wrong}
-        self.written = sorted({*space.parameters, *wrong})
-        self.given = [name for name in self.written if name in self.fields]
-        self.left = sorted(self.fields.keys() - {*self.given, *FIXED})
-        meant = {n for name in wrong - self.fields.keys() for n in self._meant(name)}
-        self.names = sorted({*self.given, *meant})
-        self._broken = {*broken, *(("parameters", name) for name in meant)}
-        self.ordered, self.waiting = split_in_order(self.parameters)
-
-    def _meant(self, wrong: str) -> list[str]:
-        """The fields that a wrong name of a parameter, or of a section, may stand for."""
-        inside = [name for name in self.left if name.startswith(f"{wrong}.")]
-        return inside or nearest(wrong, self.left)
-
-    def known(self, *where: str | int) -> bool:
-        """Whether all that stands there is the file's own."""
-        return self.stands(*where) and not any(b[: len(where)] == where for b in self._broken)
-
-    def stands(self, *where: str | int) -> bool:
-        """Whether what stands there is the file's own, apart from what lies below."""
-        return not any(where[: len(b)] == b for b in self._broken)
-
-    def base_is_known(self, names: Iterable[str]) -> bool:
-        """Whether the baseline's values of these fields are the file's own."""
-        return all(self.known("base", *name.split(".")) for name in names)
-
-    def fits(self, name: str, value: Any) -> bool:
-        """Whether a parameter can have a value, by its own entry."""
-        parameter, field = self.parameters[name], self.fields[name]
-        return parameter.contains(value) and field.check(value) is None
-
-    def conditions(self, name: str) -> dict[str, list[Any]]:
-        """What others must be for a parameter to exist: its own conditions and all theirs."""
-        found: dict[str, list[Any]] = {}
-        seen, waiting = {name}, [name]
-        while waiting:
-            parameter = self.parameters.get(waiting.pop())
-            for other, allowed in parameter.when.items() if parameter else ():
-                found[other] = [v for v in found.get(other, allowed) if v in allowed]
-                if other not in seen:
-                    seen.add(other)
-                    waiting.append(other)
-        return found
-
-    def possible(self, name: str, conditions: Mapping[str, list[Any]]) -> list[Any]:
-        """What a field may be under `conditions`; of a range, its bounds."""
-        if name in conditions:
-            return conditions[name]
-        parameter = self.parameters.get(name)
-        if parameter is None:
-            return [self.base[name]]
-        values = list(parameter.values) if isinstance(parameter, Choice) else []
-        if isinstance(parameter, Range):
-            values = [parameter.min, parameter.max]
-        return list(dict.fromkeys([*values, self.base[name]])) if parameter.when else values
-
-
-def _names(parts: _Parts) -> Iterator[Problem]:
+def _names(parts: Parts) -> Iterator[Problem]:
     for name in parts.written:
         if name in FIXED:
             yield ("parameters", name), FIXED[name]
@@ -122,7 +51,7 @@ def _names(parts: _Parts) -> Iterator[Problem]:
             yield ("parameters", name), unknown_key(name, parts.left, parts.given)
 
 
-def _domains(parts: _Parts) -> Iterator[Problem]:
+def _domains(parts: Parts) -> Iterator[Problem]:
     """Every bound and value must be a legal value of the field."""
     for name, parameter in parts.parameters.items():
         if name not in parts.fields:
@@ -147,7 +76,7 @@ def _domains(parts: _Parts) -> Iterator[Problem]:
                 yield (*where, key), rule
 
 
-def _conditions(parts: _Parts) -> Iterator[Problem]:
+def _conditions(parts: Parts) -> Iterator[Problem]:
     for name, parameter in parts.parameters.items():
         for other, wanted in parameter.when.items():
             where = ("parameters", name, "when", other)
@@ -170,12 +99,12 @@ def _conditions(parts: _Parts) -> Iterator[Problem]:
 
 
 def _condition(
-    parts: _Parts, where: Where, other: Range | Choice, wanted: list[Any]
+    parts: Parts, where: Where, other: Range | Choice, wanted: list[Any]
 ) -> Iterator[Problem]:
     name = str(where[-1])
     for value in wanted:
         if not other.contains(value):
-            yield where, f"can never be {value!r}: {name} is {other}"
+            yield where, f"can never be {shown(value)}: {name} is {other}"
             return
         if rule := parts.fields[name].check(value):
             yield where, rule
@@ -184,7 +113,7 @@ def _condition(
         yield where, f"is met by chance alone: {name} is {other}; give that a step, or values"
 
 
-def _baseline(parts: _Parts) -> Iterator[Problem]:
+def _baseline(parts: Parts) -> Iterator[Problem]:
     """The baseline is trial 0, so it must lie in the space."""
     if parts.space.base.seed:
         yield ("base", "seed"), FIXED["seed"]
@@ -199,7 +128,7 @@ def _baseline(parts: _Parts) -> Iterator[Problem]:
             )
 
 
-def _sizes(parts: _Parts) -> Iterator[Problem]:
+def _sizes(parts: Parts) -> Iterator[Problem]:
     space = parts.space
     if not (parts.known("data") and parts.known("stand_in")):
         return
@@ -215,7 +144,7 @@ def _sizes(parts: _Parts) -> Iterator[Problem]:
             yield where, f"must be at most the {space.train_images:,} training images, got {size:,}"
 
 
-def _scheduler(parts: _Parts) -> Iterator[Problem]:
+def _scheduler(parts: Parts) -> Iterator[Problem]:
     space, scheduler = parts.space, parts.space.scheduler
     are_known = parts.known("objective") and parts.known("objectives")
     if scheduler.metric and scheduler.metric not in [t.metric for t in space.targets]:
@@ -231,7 +160,7 @@ def _scheduler(parts: _Parts) -> Iterator[Problem]:
             yield (key,), "must have a metric that training changes, such as val_accuracy"
 
 
-def _rungs(parts: _Parts) -> Iterator[Problem]:
+def _rungs(parts: Parts) -> Iterator[Problem]:
     space, scheduler = parts.space, parts.space.scheduler
     needed = [("scheduler", "name"), ("scheduler", "grace_period"), ("parameters", "epochs")]
     if scheduler.name == "none" or not all(parts.known(*where) for where in needed):
@@ -259,7 +188,7 @@ def rung_count(grace_period: int, max_epochs: int, reduction_factor: float) -> i
     return int(math.log(max_epochs / grace_period) / math.log(reduction_factor) + 1)
 
 
-def _objectives(parts: _Parts) -> Iterator[Problem]:
+def _objectives(parts: Parts) -> Iterator[Problem]:
     space = parts.space
     if space.objective and space.objectives:
         yield ("objective",), "excludes objectives: a search has one or the other"
@@ -269,10 +198,10 @@ def _objectives(parts: _Parts) -> Iterator[Problem]:
         if metric in others and parts.known("objectives", index):
             yield ("objectives", index, "metric"), f"is given twice: {metric}"
     if len(metrics) > 1 and space.search.sampler == "cmaes":
-        yield ("search", "sampler"), "must be another one with several objectives: cmaes takes one"
+        yield ("search", "sampler"), "must not be cmaes, which takes one objective, not several"
 
 
-def _sampler(parts: _Parts) -> Iterator[Problem]:
+def _sampler(parts: Parts) -> Iterator[Problem]:
     space = parts.space
     first = 1 + len(space.points)
     if parts.stands("points") and space.search.num_trials < first:
@@ -287,9 +216,22 @@ def _sampler(parts: _Parts) -> Iterator[Problem]:
         field = parts.fields.get(name)
         if field and parameter.every(is_int=field.kind is int) is None:
             yield ("parameters", name), "must have a step, or values, for the sampler grid"
+            return
+    is_whole = not parts.waiting and parts.parameters == space.parameters
+    if is_whole and count_points(space, GRID_LIMIT) > GRID_LIMIT:
+        rule = (
+            f"must not be grid: the space has more than {GRID_LIMIT:,} points; qmc spreads evenly"
+        )
+        yield ("search", "sampler"), rule
 
 
-def _points(parts: _Parts) -> Iterator[Problem]:
+def count_points(space: "SearchSpace", limit: int) -> float:
+    """The points of a space, counted to one above `limit`; infinite on a continuum."""
+    points = space.grid()
+    return math.inf if points is None else sum(1 for _ in islice(points, limit + 1))
+
+
+def _points(parts: Parts) -> Iterator[Problem]:
     space = parts.space
     # What a point leaves out is the baseline's: without that, each value is looked at by itself.
     is_whole = parts.base_is_known(parts.names)
@@ -315,7 +257,7 @@ def _points(parts: _Parts) -> Iterator[Problem]:
         seen.setdefault(key, f"points.{index}")
 
 
-def _point(parts: _Parts, name: str, value: Any) -> str | None:
+def _point(parts: Parts, name: str, value: Any) -> str | None:
     """The rule that a value of a point breaks by itself."""
     if name not in parts.parameters and parts.known("parameters", name):
         is_field = name in parts.fields
@@ -334,40 +276,7 @@ def _key(point: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
     return tuple(sorted(point.items()))
 
 
-@dataclass(frozen=True)
-class _Need:
-    """What another field must be for a field to have any effect."""
-
-    field: str
-    is_met_by: Callable[[Any], bool]
-    text: str
-
-
-def _one_of(field: str, *values: str) -> _Need:
-    return _Need(field, lambda value: value in values, f"{field} {' or '.join(values)}")
-
-
-def _not_zero(field: str) -> _Need:
-    return _Need(field, bool, f"{field} above 0")
-
-
-def _family(name: str) -> Callable[[Any], bool]:
-    return lambda value: value in networks() and networks()[value].family == name
-
-
-EFFECTS: dict[str, list[_Need]] = {
-    "model.stem": [_Need("model.name", _family("resnet"), "a ResNet")],
-    "model.init": [_one_of("model.weights", "none")],
-    "optimizer.momentum": [_one_of("optimizer.name", "sgd", "muon")],
-    "augment.strength": [_not_zero(f"augment.{name}") for name in ("crop", "flip", "cutout")],
-    "augment.crop": [_not_zero("augment.strength")],
-    "augment.flip": [_not_zero("augment.strength")],
-    "augment.cutout": [_not_zero("augment.strength")],
-}
-"""Fields that act only where another has certain values: one of the needs must be met."""
-
-
-def _effects(parts: _Parts) -> Iterator[Problem]:
+def _effects(parts: Parts) -> Iterator[Problem]:
     for name in parts.parameters:
         needs = EFFECTS.get(name, [])
         if not needs or not all(_is_known(parts, need.field) for need in needs):
@@ -382,11 +291,11 @@ def _effects(parts: _Parts) -> Iterator[Problem]:
             yield ("parameters", name), f"has no effect: it takes {wanted}, and {is_now}"
 
 
-def _is_known(parts: _Parts, field: str) -> bool:
+def _is_known(parts: Parts, field: str) -> bool:
     return parts.known("parameters", field) and parts.known("base", *field.split("."))
 
 
-def _weights(parts: _Parts) -> Iterator[Problem]:
+def _weights(parts: Parts) -> Iterator[Problem]:
     """ImageNet weights only for networks that have them."""
     if not (_is_known(parts, "model.name") and _is_known(parts, "model.weights")):
         return
@@ -408,7 +317,7 @@ def _weights(parts: _Parts) -> Iterator[Problem]:
             yield where, f"can not be imagenet with {told}: timm has no weights for it"
 
 
-_STAGES: list[list[Callable[[_Parts], Iterator[Problem]]]] = [
+_STAGES: list[list[Callable[[Parts], Iterator[Problem]]]] = [
     [_names, _domains],
     [_conditions],
     [
@@ -423,55 +332,3 @@ _STAGES: list[list[Callable[[_Parts], Iterator[Problem]]]] = [
         _weights,
     ],
 ]
-
-
-def _waste(parts: _Parts) -> Iterator[str]:
-    """A parameter that is sampled where it has no effect."""
-    for name, parameter in parts.parameters.items():
-        conditions = parts.conditions(name)
-        # Of several needs, one is enough: only a single one that can be met decides.
-        can_be_met = [
-            need
-            for need in EFFECTS.get(name, [])
-            if any(map(need.is_met_by, parts.possible(need.field, conditions)))
-        ]
-        for need in can_be_met if len(can_be_met) == 1 else []:
-            values = parts.possible(need.field, conditions)
-            good = [value for value in values if need.is_met_by(value)]
-            searched = parts.parameters.get(need.field)
-            if isinstance(searched, Choice) and len(good) < len(values):
-                bad = ", ".join(str(value) for value in values if value not in good)
-                yield (
-                    f"parameters.{name} has no effect where {need.field} is {bad}; "
-                    f"add when: {{{need.field}: [{', '.join(map(str, good))}]}}"
-                    + ("" if not parameter.when else " to its conditions")
-                )
-
-
-def _grid_size(parts: _Parts) -> Iterator[str]:
-    space = parts.space
-    points = space.grid()
-    if points is None or not parts.parameters:
-        return
-    count = sum(1 for _ in islice(points, 1_000_001))
-    if count < space.search.num_trials:
-        yield f"the space has {count} points: the search ends after {count} trials"
-    elif space.search.sampler == "grid" and count > space.search.num_trials:
-        told = f"{number(count)}" if count <= 1_000_000 else "more than a million"
-        yield f"the grid has {told} points, of which {space.search.num_trials:,} are tried"
-
-
-def _unmodelled(parts: _Parts) -> Iterator[str]:
-    if parts.space.search.sampler == "cmaes":
-        others = [n for n, p in parts.parameters.items() if isinstance(p, Choice) or p.when]
-        if others:
-            yield f"cmaes draws choices and conditional parameters at random: {', '.join(others)}"
-
-
-def _never_stops(parts: _Parts) -> Iterator[str]:
-    space = parts.space
-    if space.scheduler.name != "none" and space.scheduler.grace_period == space.max_epochs > 1:
-        yield "the scheduler stops nothing: scheduler.grace_period is as long as a trial"
-
-
-_NOTES: list[Callable[[_Parts], Iterator[str]]] = [_waste, _grid_size, _unmodelled, _never_stops]

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any
 
 from cifartune.config.fields import all_fields
-from cifartune.config.parameters import Choice, Range
+from cifartune.config.parameters import RANGE_KEYS, Choice, Range
 from cifartune.config.problems import Where, names_of, other_names
 from cifartune.config.space import SearchSpace
 from cifartune.errors import UserError
@@ -17,7 +17,8 @@ def apply_override(
 
     The key is dotted, `base.optimizer.lr`, also where a name has dots of its own,
     `parameters.optimizer.lr.max`. A parameter that is set to null is no longer searched. What the
-    file gives under another name of the same key, such as `lower` for `min`, is replaced.
+    file gives under another name of the same key, such as `lower` for `min`, is replaced, and a
+    range by `values`, or the other way round.
 
     Args:
         data: What the file holds; need not be valid.
@@ -35,7 +36,7 @@ def apply_override(
         raise UserError(f"--set {override}: must be key=value, such as search.num_trials=8")
     value = read(text)
     remove = where[0] == "parameters" and len(where) == 2 and value is None
-    others = other_names(SearchSpace, where)
+    others = [*other_names(SearchSpace, where), *_excluded(where)]
     return _changed(data, where, value, remove, override, others), where
 
 
@@ -60,6 +61,15 @@ def _place(key: str, names: Set[str]) -> tuple[str, ...]:
     if inner[:1] == ["when"] and len(inner) > 1:
         inner = ["when", ".".join(inner[1:])]
     return top, ".".join(rest[:end]), *inner
+
+
+def _excluded(where: Where) -> Set[str]:
+    """The keys of a parameter that cannot stand beside the one that is set."""
+    if where[0] != "parameters" or len(where) != 3:
+        return frozenset()
+    if where[2] == "values":
+        return RANGE_KEYS
+    return {"values"} if where[2] in RANGE_KEYS else frozenset()
 
 
 def _changed(

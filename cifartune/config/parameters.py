@@ -120,12 +120,13 @@ class Range(Conditional):
         return f"between {self.min:g} and {self.max:g}{steps}"
 
 
-_RANGE_KEYS = {
+RANGE_KEYS = {
     key
     for name, info in Range.model_fields.items()
     if name not in Conditional.model_fields
     for key in names_of(name, info)
 }
+"""The keys of a range that a choice has not."""
 
 
 class Choice(Conditional):
@@ -137,7 +138,7 @@ class Choice(Conditional):
     @classmethod
     def _no_range(cls, data: Any) -> Any:
         for key in data if isinstance(data, Mapping) else ():
-            if key in _RANGE_KEYS:
+            if key in RANGE_KEYS:
                 raise rule_broken((key,), "excludes values: a parameter has one or the other")
         return data
 
@@ -170,7 +171,7 @@ class Choice(Conditional):
 
 def _kind(value: Any) -> str:
     if isinstance(value, Mapping):
-        return "range" if value.keys() & _RANGE_KEYS and "values" not in value else "choice"
+        return "range" if value.keys() & RANGE_KEYS and "values" not in value else "choice"
     return "choice" if isinstance(value, Choice) else "range"
 
 

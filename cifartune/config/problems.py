@@ -181,7 +181,7 @@ def _rule(details: Sequence[ErrorDetails]) -> str:
     meant = []
     if isinstance(first["input"], str):
         meant = nearest(first["input"], [word for detail in details for word in _words(detail)])
-    return f"must be {wanted}, got {_shown(first['input'])}{hint(meant)}"
+    return f"must be {wanted}, got {shown(first['input'])}{hint(meant)}"
 
 
 _WANTED = {
@@ -234,7 +234,8 @@ _short = reprlib.Repr()
 _short.maxlevel, _short.maxstring = 2, 60
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A value as a file would have it, shortened."""
     if value is None:
         return "nothing"
     return str(value).lower() if isinstance(value, bool) else _short.repr(value)

@@ -11,7 +11,7 @@ from typing import Any, get_args
 
 from pydantic.fields import FieldInfo
 
-from cifartune.config.checks import EFFECTS, FIXED
+from cifartune.config.effects import EFFECTS, FIXED
 from cifartune.config.fields import RecipeField, all_fields, domain_of
 from cifartune.config.networks import networks
 from cifartune.config.parameters import Choice, Range
@@ -83,7 +83,7 @@ def find_entries(name: str) -> list[Entry]:
         return exact
     if below := [entry for entry in entries if entry.name.startswith(f"{name}.")]:
         return below
-    known = [entry.name for entry in entries] + list(SearchSpace.model_fields)
+    known = [*(entry.name for entry in entries), *Recipe.model_fields, *SearchSpace.model_fields]
     raise UserError(f"{name}: no such key{hint(nearest(name, known))}")
 
 

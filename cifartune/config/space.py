@@ -13,7 +13,7 @@ from pydantic import (
     model_validator,
 )
 
-from cifartune.config import checks
+from cifartune.config import checks, notes
 from cifartune.config.parameters import Choice as Choice
 from cifartune.config.parameters import Parameter, Range, Value, in_order, point_of
 from cifartune.config.problems import RulesBroken, rule_broken
@@ -336,7 +336,7 @@ class SearchSpace(Section):
 
     def notes(self) -> list[str]:
         """What is allowed and may still not be what was meant."""
-        return checks.notes(self)
+        return notes.notes(self)
 
     def smoke(self) -> "SearchSpace":
         """The same search shrunk to a check that everything works, in a minute anywhere."""

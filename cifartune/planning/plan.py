@@ -11,7 +11,7 @@ import numpy as np
 
 from cifartune.config import Recipe, SearchSpace
 from cifartune.config.recipe import recipe_fields
-from cifartune.planning.rehearsal import Rehearsed
+from cifartune.planning.rehearsal import MOST_TRIALS, Rehearsed
 from cifartune.seeds import derive_seed
 from cifartune.tuning.messages import Cost, Probed
 
@@ -163,9 +163,10 @@ def make_plan(
     evaluate = folds * (views * tested / base.eval_rate + EXPORT_SECONDS)
     total = start + search + refit + evaluate
     kept = max(cost.weights_bytes for cost in probed.costs)
-    top_k = min(space.refit.top_k, space.search.num_trials)
+    trials = _trials(space, rehearsals)
+    top_k = min(space.refit.top_k, trials)
     return Plan(
-        trials=space.search.num_trials,
+        trials=trials,
         reaching=_reaching(space, rehearsals, scale),
         epochs=fmean(epochs),
         epochs_low=min(epochs),
@@ -186,7 +187,7 @@ def make_plan(
         disk=(top_k + 2) * folds * kept
         + top_k * space.refit_images * 40
         + slots * max(cost.checkpoint_bytes for cost in probed.costs)
-        + space.search.num_trials * TRIAL_BYTES,
+        + trials * TRIAL_BYTES,
         slots=slots,
         rates={costs.name(recipe): c.train_rate for recipe, c in costs.measured},
         savings=_savings(space, search, refit) if total > LONG_SECONDS else {},
@@ -258,12 +259,17 @@ def _kind(recipe: Recipe) -> tuple[Any, ...]:
     )
 
 
+def _trials(space: SearchSpace, rehearsals: Sequence[Sequence[Rehearsed]]) -> int:
+    """The trials of the search: fewer than asked for where the space has fewer points."""
+    rehearsed, wanted = max(map(len, rehearsals)), space.search.num_trials
+    return rehearsed if rehearsed < min(wanted, MOST_TRIALS) else wanted
+
+
 def _longer(space: SearchSpace, run: Sequence[Rehearsed]) -> float:
     """How much longer the whole search is than a rehearsal of its first trials."""
     more = space.search.num_trials - len(run)
-    is_whole = more <= 0 or len(run) < 32  # or the space has no more points
-    if is_whole:
-        return 1.0
+    if more <= 0 or len(run) < MOST_TRIALS:
+        return 1.0  # it was rehearsed as a whole
     later = run[len(run) // 2 :]
     per_trial = fmean(trial.epochs for trial in later)
     return 1 + more * per_trial / sum(trial.epochs for trial in run)

@@ -17,7 +17,7 @@ from cifartune.tuning.study import SpaceExhausted, TrialStudy
 MOST_TRIALS = 64
 """Trials that are rehearsed; of a longer search, the rest is taken to go on as they end."""
 
-TRIALS_IN_ALL = 320
+TRIALS_IN_ALL = 160
 """Trials over all rehearsals, about: more of them where they are short."""
 
 
@@ -48,7 +48,7 @@ def rehearse(
         For each rehearsal, the trials that it trained.
     """
     trials = min(space.search.num_trials, MOST_TRIALS)
-    runs = min(20, max(3, TRIALS_IN_ALL // trials))
+    runs = min(10, max(3, TRIALS_IN_ALL // trials))
     # A Gaussian process takes a second a trial; what it learns, TPE learns about as well.
     sampler = "tpe" if space.search.sampler == "gp" else space.search.sampler
     search = space.search.model_copy(update={"num_trials": trials, "sampler": sampler})

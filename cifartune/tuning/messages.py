@@ -39,7 +39,7 @@ class Probe:
     Attributes:
         id: As a job's.
         space: Its searched parameters are moved one by one.
-        recipes: What to measure, each for about a second.
+        recipes: What to measure, each for half a second or more.
         folder: Where a checkpoint is written for a moment.
         data_root: Where the prepared images are.
         splits: The npz file of the search's splits.

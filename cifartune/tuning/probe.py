@@ -14,7 +14,7 @@ from cifartune.training.failures import TrainingFailure
 from cifartune.tuning.jobs import CHECKPOINT, load_split, save_checkpoint
 from cifartune.tuning.messages import Cost, Probe, Probed
 
-SECONDS = 1.0
+SECONDS = 0.5
 """How long the steps of a recipe are timed, at the least."""
 
 MOST_STEPS = 50

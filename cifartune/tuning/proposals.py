@@ -19,14 +19,12 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from cifartune.config import Choice, Range, SearchSpace
+from cifartune.config.checks import GRID_LIMIT
 from cifartune.config.recipe import recipe_fields
 from cifartune.seeds import derive_seed
 
 ATTEMPTS = 10
 """How often a sampler is asked for a point that was not tried before, in a discrete space."""
-
-GRID_LIMIT = 100_000
-"""Points of a discrete space that are listed; of a larger one, some are drawn at random."""
 
 CONSTRAINT = "constraints:"
 """The prefix of Optuna's system attributes for constraints."""

@@ -9,7 +9,7 @@ import annotated_types
 import yaml
 from hypothesis import strategies as st
 
-from cifartune.config.checks import EFFECTS
+from cifartune.config.effects import EFFECTS
 from cifartune.config.fields import RecipeField, all_fields
 from cifartune.config.networks import networks
 

@@ -70,7 +70,7 @@ def test_one_value_under_a_condition_is_fine() -> None:
             "give that a step, or values",
         ),
         ({"tta": "flip"}, "when.tta: tta is not searched: it is not among the parameters"),
-        ({"augment.crop": True}, "when.augment.crop: can never be True: augment.crop is one of "),
+        ({"augment.crop": True}, "when.augment.crop: can never be true: augment.crop is one of "),
         ({"epoch": 30}, "when.epoch: unknown key; did you mean epochs?"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",

@@ -38,7 +38,7 @@ from small_space import LR, MOMENTUM, OPTIMIZER, STEM, STRENGTH, base, rules, sp
         ),
         (
             {"objectives": [{"metric": "val_loss"}, {}], "search": {"sampler": "cmaes"}},
-            "search.sampler: must be another one with several objectives: cmaes takes one",
+            "search.sampler: must not be cmaes, which takes one objective, not several",
         ),
         ({"objectives": []}, "objectives: must be a list of at least one value, got []"),
         (
@@ -171,7 +171,7 @@ def test_a_constraint_is_a_bound_of_a_metric(constraints: dict[str, Any], messag
     ids=["waste", "waste-when", "few-points", "grid", "cmaes", "never-stops"],
 )
 def test_a_note_tells_what_may_not_be_meant(sections: dict[str, Any], note: str) -> None:
-    assert space(**sections).notes() == [note]
+    assert space(**{"parameters": {"optimizer.lr": LR}} | sections).notes() == [note]
 
 
 @pytest.mark.parametrize(
@@ -193,4 +193,9 @@ def test_a_note_tells_what_may_not_be_meant(sections: dict[str, Any], note: str)
     ids=["defaults", "momentum-when", "strength", "no-scheduler", "one-epoch"],
 )
 def test_no_note_where_there_is_nothing_to_say(sections: dict[str, Any]) -> None:
-    assert space(**sections).notes() == []
+    assert space(**{"parameters": {"optimizer.lr": LR}} | sections).notes() == []
+
+
+def test_a_space_without_parameters_is_one_trial() -> None:
+    assert space().notes() == ["nothing is searched: the baseline is the only trial"]
+    assert space(search={"num_trials": 1}).notes() == []

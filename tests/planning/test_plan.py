@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 from searches import QUICK
 
 from cifartune.config import Recipe, SearchSpace
@@ -95,6 +96,23 @@ def test_a_long_search_is_extrapolated() -> None:
     plan = plan_of(make_space(search={"num_trials": 640, "sampler": "random"}))
     assert plan.epochs == 640 * 4
     assert plan.reaching == {1: 640, 4: 640}
+
+
+def test_a_space_with_fewer_points_than_trials_is_planned_as_it_will_end() -> None:
+    space = make_space(parameters={"optimizer.name": {"values": ["sgd", "adamw"]}})
+    plan = plan_of(space)
+    assert (plan.trials, plan.epochs, plan.reaching) == (2, 8, {1: 2, 4: 2})
+    fixed = plan_of(make_space(parameters={}))
+    assert (fixed.trials, fixed.epochs, fixed.refit_jobs) == (1, 4, 5)
+
+
+def test_a_grid_that_is_too_large_is_refused() -> None:
+    parameters = {
+        "augment.crop": {"min": 0, "max": 16},
+        "batch_size": {"min": 2, "max": 10_000},
+    }
+    with pytest.raises(ValidationError, match="more than 100,000 points; qmc spreads evenly"):
+        make_space(parameters=parameters, search={"sampler": "grid"})
 
 
 def test_epochs_of_the_refit_may_differ() -> None:

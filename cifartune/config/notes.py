@@ -1,0 +1,71 @@
+"""What is allowed in a search space and may still not be what was meant."""
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+from cifartune.config.checks import GRID_LIMIT, count_points
+from cifartune.config.effects import EFFECTS
+from cifartune.config.parameters import Choice
+from cifartune.config.parts import Parts
+from cifartune.config.problems import number
+
+if TYPE_CHECKING:
+    from cifartune.config.space import SearchSpace
+
+
+def notes(space: "SearchSpace") -> list[str]:
+    """The notes on a valid `space`, a line each."""
+    return [note for look in _NOTES for note in look(Parts(space))]
+
+
+def _waste(parts: Parts) -> Iterator[str]:
+    """A parameter that is sampled where it has no effect."""
+    for name, parameter in parts.parameters.items():
+        conditions = parts.conditions(name)
+        # Of several needs, one is enough: only a single one that can be met decides.
+        can_be_met = [
+            need
+            for need in EFFECTS.get(name, [])
+            if any(map(need.is_met_by, parts.possible(need.field, conditions)))
+        ]
+        for need in can_be_met if len(can_be_met) == 1 else []:
+            values = parts.possible(need.field, conditions)
+            good = [value for value in values if need.is_met_by(value)]
+            searched = parts.parameters.get(need.field)
+            if isinstance(searched, Choice) and len(good) < len(values):
+                bad = ", ".join(str(value) for value in values if value not in good)
+                yield (
+                    f"parameters.{name} has no effect where {need.field} is {bad}; "
+                    f"add when: {{{need.field}: [{', '.join(map(str, good))}]}}"
+                    + ("" if not parameter.when else " to its conditions")
+                )
+
+
+def _grid_size(parts: Parts) -> Iterator[str]:
+    space, is_grid = parts.space, parts.space.search.sampler == "grid"
+    if not parts.parameters:
+        if space.search.num_trials > 1:
+            yield "nothing is searched: the baseline is the only trial"
+        return
+    count = count_points(space, GRID_LIMIT if is_grid else space.search.num_trials)
+    if count < space.search.num_trials:
+        yield f"the space has {count} points: the search ends after {count} trials"
+    elif is_grid and count > space.search.num_trials:
+        tried = space.search.num_trials
+        yield f"the grid has {number(count)} points, of which {tried:,} are tried"
+
+
+def _unmodelled(parts: Parts) -> Iterator[str]:
+    if parts.space.search.sampler == "cmaes":
+        others = [n for n, p in parts.parameters.items() if isinstance(p, Choice) or p.when]
+        if others:
+            yield f"cmaes draws choices and conditional parameters at random: {', '.join(others)}"
+
+
+def _never_stops(parts: Parts) -> Iterator[str]:
+    space = parts.space
+    if space.scheduler.name != "none" and space.scheduler.grace_period == space.max_epochs > 1:
+        yield "the scheduler stops nothing: scheduler.grace_period is as long as a trial"
+
+
+_NOTES: list[Callable[[Parts], Iterator[str]]] = [_waste, _grid_size, _unmodelled, _never_stops]
