@@ -40,7 +40,11 @@ def _family(name: str) -> Callable[[Any], bool]:
 EFFECTS: dict[str, list[Need]] = {
     "model.stem": [Need("model.name", _family("resnet"), "a ResNet")],
     "model.init": [_one_of("model.weights", "none")],
-    "optimizer.momentum": [_one_of("optimizer.name", "sgd", "muon")],
+    "optimizer.momentum": [_one_of("optimizer.name", "sgd", "rmsprop", "muon")],
+    "schedule.cycles": [_one_of("schedule.name", "restarts")],
+    "schedule.cycle_growth": [_one_of("schedule.name", "restarts")],
+    "schedule.drops": [_one_of("schedule.name", "step")],
+    "schedule.gamma": [_one_of("schedule.name", "step")],
     "augment.strength": [_not_zero(f"augment.{name}") for name in ("crop", "flip", "cutout")],
     "augment.crop": [_not_zero("augment.strength")],
     "augment.flip": [_not_zero("augment.strength")],

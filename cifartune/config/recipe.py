@@ -84,29 +84,42 @@ class AugmentRecipe(Section):
 class OptimizerRecipe(Section):
     """The optimiser and its hyper-parameters, in timm's meaning of them."""
 
-    name: Literal["sgd", "adamw", "muon"] = Field(
+    name: Literal["sgd", "adam", "adamw", "adamax", "rmsprop", "lion", "muon"] = Field(
         "sgd",
-        description="SGD with Nesterov momentum, AdamW, or Muon "
+        description="SGD with Nesterov momentum, Adam, AdamW, Adamax, RMSprop, Lion, or Muon "
         "(matrices; AdamW for the rest, at the same rate).",
     )
     lr: float = Field(0.1, gt=0, le=10, description="Peak learning rate.")
-    momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of SGD and Muon.")
+    momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of SGD, RMSprop and Muon.")
     weight_decay: float = Field(
-        5e-4, ge=0, le=1, description="Weight decay; norms and biases are left alone."
+        5e-4,
+        ge=0,
+        le=1,
+        description="Weight decay; norms and biases are left alone. Decoupled in AdamW, Lion and "
+        "Muon; in the others it is added to the gradient.",
     )
 
 
 class ScheduleRecipe(Section):
     """The learning rate over a run, updated every step."""
 
-    name: Literal["one_cycle", "cosine"] = Field(
+    name: Literal["one_cycle", "cosine", "restarts", "step", "constant"] = Field(
         "one_cycle",
-        description="After the warm-up the rate falls to zero in a straight line (one_cycle) or "
-        "along half a cosine (cosine).",
+        description="After the warm-up the rate falls to zero in a straight line (one_cycle), "
+        "along half a cosine (cosine) or along several (restarts), is multiplied by gamma at equal "
+        "intervals (step), or stays (constant).",
     )
     warmup: float = Field(
         0.2, ge=0, lt=1, description="Share of the run in which the rate rises from 20 % to 100 %."
     )
+    cycles: int = Field(
+        3, ge=2, le=100, description="Half cosines of restarts (https://arxiv.org/abs/1608.03983)."
+    )
+    cycle_growth: float = Field(
+        1.0, ge=1, le=10, description="How much longer each cycle is than the one before."
+    )
+    drops: int = Field(2, ge=1, le=100, description="How often step lowers the rate.")
+    gamma: float = Field(0.1, gt=0, lt=1, description="What step multiplies the rate by.")
 
 
 class Recipe(Section):

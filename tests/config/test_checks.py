@@ -172,7 +172,7 @@ FLAT = {"augment__crop": 0, "augment__flip": 0}
         (
             ADAMW,
             {"optimizer.momentum": MOMENTUM},
-            "optimizer.momentum: has no effect: it takes optimizer.name sgd or muon, "
+            "optimizer.momentum: has no effect: it takes optimizer.name sgd or rmsprop or muon, "
             "and optimizer.name is adamw",
         ),
         (
@@ -181,7 +181,7 @@ FLAT = {"augment__crop": 0, "augment__flip": 0}
                 "optimizer.name": OPTIMIZER,
                 "optimizer.momentum": {**MOMENTUM, "when": {"optimizer.name": "adamw"}},
             },
-            "optimizer.momentum: has no effect: it takes optimizer.name sgd or muon, "
+            "optimizer.momentum: has no effect: it takes optimizer.name sgd or rmsprop or muon, "
             "and optimizer.name is adamw",
         ),
         (

@@ -44,8 +44,10 @@ def test_a_key_a_section_and_a_parameter_can_be_found() -> None:
     [rate] = find_entries("optimizer.lr")
     assert (rate.domain, rate.default) == ("number, above 0, at most 10", "0.1")
     [momentum] = find_entries("optimizer.momentum")
-    assert momentum.remarks == ("Acts only with optimizer.name sgd or muon.",)
-    assert [e.name for e in find_entries("schedule")] == ["schedule.name", "schedule.warmup"]
+    assert momentum.remarks == ("Acts only with optimizer.name sgd or rmsprop or muon.",)
+    assert [e.name for e in find_entries("schedule")] == [
+        f"schedule.{key}" for key in ("name", "warmup", "cycles", "cycle_growth", "drops", "gamma")
+    ]
     [trials] = find_entries("search.num_trials")
     assert trials.remarks == ("Also called num_samples or max_trials.",)
     assert {"parameters.<field>.min", "parameters.<field>.values"} <= {

@@ -1,7 +1,8 @@
 import math
-from typing import Literal
+from typing import Literal, get_args
 
 import pytest
+import timm.optim
 import torch
 from torch import nn
 
@@ -9,8 +10,9 @@ from cifartune.config.recipe import ModelRecipe, OptimizerRecipe, ScheduleRecipe
 from cifartune.models import build_model
 from cifartune.training.optim import WARMUP_START, build_optimizer, lr_factor
 
-OptimizerName = Literal["sgd", "adamw", "muon"]
-ScheduleName = Literal["one_cycle", "cosine"]
+OptimizerName = Literal["sgd", "adam", "adamw", "adamax", "rmsprop", "lion", "muon"]
+ScheduleName = Literal["one_cycle", "cosine", "restarts", "step", "constant"]
+OPTIMIZERS = get_args(OptimizerName)
 
 
 def network() -> nn.Module:
@@ -32,14 +34,14 @@ def test_sgd_is_nesterov() -> None:
         assert group["nesterov"] and group["momentum"] == 0.7 and group["dampening"] == 0
 
 
-@pytest.mark.parametrize("name", ["sgd", "adamw", "muon"])
+@pytest.mark.parametrize("name", OPTIMIZERS)
 def test_no_momentum_is_no_error(name: OptimizerName) -> None:
     model = network()
     step(model, build_optimizer(model, OptimizerRecipe(name=name, momentum=0)))
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.1])
-@pytest.mark.parametrize("name", ["sgd", "adamw", "muon"])
+@pytest.mark.parametrize("name", OPTIMIZERS)
 def test_weight_decay_spares_norms_and_biases(name: OptimizerName, decay: float) -> None:
     model = network()
     optimizer = build_optimizer(model, OptimizerRecipe(name=name, weight_decay=decay))
@@ -54,7 +56,7 @@ def test_weight_decay_spares_norms_and_biases(name: OptimizerName, decay: float)
     assert not decays  # nothing frozen
 
 
-@pytest.mark.parametrize("name", ["sgd", "adamw", "muon"])
+@pytest.mark.parametrize("name", OPTIMIZERS)
 def test_the_rate_scales_every_weights_step(name: OptimizerName) -> None:
     """Muon's fallback too: the schedule sets `lr` in the groups."""
     changes = []
@@ -109,3 +111,68 @@ def test_the_fall_is_a_line_or_half_a_cosine() -> None:
     for progress in (0.0, 0.1, 0.25, 0.7):
         assert lr_factor(line, progress) == pytest.approx(1 - progress)
         assert lr_factor(curve, progress) == pytest.approx((1 + math.cos(math.pi * progress)) / 2)
+
+
+def test_restarts_begin_at_the_peak_and_end_at_zero() -> None:
+    recipe = ScheduleRecipe(name="restarts", warmup=0, cycles=3, cycle_growth=2)
+    factors = [lr_factor(recipe, step / 700) for step in range(700)]
+    # Cycles of 100, 200 and 400 steps.
+    for start, end in ((0, 100), (100, 300), (300, 700)):
+        assert factors[start] == 1
+        assert factors[(start + end) // 2] == pytest.approx(0.5)
+        assert factors[end - 1] < 0.001
+        assert factors[start:end] == sorted(factors[start:end], reverse=True)
+
+
+def test_steps_multiply_the_rate_at_equal_intervals() -> None:
+    recipe = ScheduleRecipe(name="step", warmup=0.1, drops=2, gamma=0.5)
+    factors = [lr_factor(recipe, step / 1000) for step in range(1000)]
+    assert [factors[step] for step in (100, 399, 401, 699, 701, 999)] == [
+        1,
+        1,
+        0.5,
+        0.5,
+        0.25,
+        0.25,
+    ]
+
+
+def test_a_constant_rate_has_a_warm_up_too() -> None:
+    recipe = ScheduleRecipe(name="constant", warmup=0.5)
+    assert lr_factor(recipe, 0.0) == WARMUP_START
+    assert {lr_factor(recipe, progress / 10) for progress in range(5, 10)} == {1.0}
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("adam", torch.optim.Adam),
+        ("adamw", torch.optim.AdamW),
+        ("adamax", torch.optim.Adamax),
+        ("rmsprop", torch.optim.RMSprop),
+        ("lion", timm.optim.Lion),
+    ],
+)
+def test_an_optimiser_is_what_its_name_says(name: OptimizerName, kind: type) -> None:
+    recipe = OptimizerRecipe(name=name, lr=0.003, momentum=0.7)
+    optimizer = build_optimizer(network(), recipe)
+    assert type(optimizer) is kind
+    for group in optimizer.param_groups:
+        assert group["lr"] == 0.003
+        assert group.get("momentum", 0.7) == 0.7
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_an_optimiser_lowers_the_loss(name: OptimizerName) -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(8, 3)
+    inputs, targets = torch.randn(64, 8), torch.randint(3, (64,))
+    optimizer = build_optimizer(model, OptimizerRecipe(name=name, lr=0.01, weight_decay=0))
+    losses = []
+    for _ in range(60):
+        loss = nn.functional.cross_entropy(model(inputs), targets)
+        losses.append(loss.item())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert losses[-1] < losses[0] - 0.1
