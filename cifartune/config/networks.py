@@ -13,6 +13,9 @@ from cifartune.config.problems import hint, nearest
 
 INDEX = Path(__file__).with_name("networks.json")
 
+OPTIONS = ("img_size", "drop_path_rate", "proj_drop_rate")
+"""What may be asked of timm's networks, in timm's words, that only some of them know."""
+
 
 @dataclass(frozen=True)
 class Network:
@@ -21,18 +24,24 @@ class Network:
     Attributes:
         family: The module that defines it, such as `resnet`.
         has_weights: Whether timm offers weights that were trained on ImageNet.
+        takes: Of the options in `OPTIONS`, those that it has, by timm's names.
     """
 
     family: str
     has_weights: bool
+    takes: frozenset[str]
 
 
 @cache
 def networks() -> Mapping[str, Network]:
     """Every network by its name."""
     index = json.loads(INDEX.read_text())
+    takes = {
+        family: frozenset(option for option in OPTIONS if family in index["takes"][option])
+        for family in index["families"]
+    }
     return {
-        name: Network(family, bool(has_weights))
+        name: Network(family, bool(has_weights), takes[family])
         for family, names in index["families"].items()
         for name, has_weights in names.items()
     }

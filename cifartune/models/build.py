@@ -1,30 +1,84 @@
 """From a recipe's model section to a network."""
 
+from typing import Any
+
 import timm
 from timm.models import ResNet
+from timm.models.resnet import BasicBlock, Bottleneck
 from torch import nn
 
+from cifartune.config.networks import networks
 from cifartune.config.recipe import ModelRecipe
 from cifartune.data import CLASSES
-from cifartune.models import speednet  # noqa: F401  (registers our networks with timm)
-from cifartune.models.init import apply_init
+from cifartune.models import (  # noqa: F401  (registers our networks with timm)
+    lenet,
+    mixture,
+    mlp,
+    resnet_channels,
+    speednet,
+    tutorial_net,
+    vgg10,
+    wideresnet,
+)
+from cifartune.models.activations import replace_activations
+from cifartune.models.freezing import freeze
+from cifartune.models.init import apply_init, draw_head
+from cifartune.models.weights import load_weights
 
 
 def build_model(recipe: ModelRecipe) -> nn.Module:
     """Builds the network of `recipe` with ten outputs, on the CPU, in fp32.
 
-    Weights are drawn from torch's global generator: seed it first. With ImageNet's, `init` is not
-    applied, and what does not fit them, the head and a cifar stem, is drawn.
+    Any name of timm's registry works. A network that is made for one size of image, such as a
+    ViT, is made for the recipe's: its patches stay as large as they are, so at 32 pixels
+    `vit_tiny_patch16_224` sees four of them. A field that the network has no use for is ignored.
+
+    Weights are drawn from torch's global generator: seed it first. With given weights, `init` is
+    not applied, and what does not fit them, the head and a cifar stem, is drawn.
+
+    Raises:
+        UnfitNetwork: The network cannot be had as the recipe asks for it.
     """
-    has_weights = recipe.weights == "imagenet"
     network: nn.Module = timm.create_model(
-        recipe.name, pretrained=has_weights, num_classes=len(CLASSES), drop_rate=recipe.dropout
+        recipe.name,
+        pretrained=recipe.weights == "imagenet",
+        num_classes=len(CLASSES),
+        drop_rate=recipe.dropout,
+        **_options(recipe),
     )
     if recipe.stem == "cifar" and isinstance(network, ResNet):
         _use_cifar_stem(network)
-    if not has_weights:
-        apply_init(network, recipe.init)
+    if recipe.block_dropout:
+        _add_block_dropout(network, recipe.block_dropout)
+    replace_activations(network, recipe.activation)
+
+    if recipe.weights == "none":
+        apply_init(network, recipe.init, recipe.init_gain)
+    elif recipe.weights != "imagenet":
+        load_weights(network, recipe.weights)
+    if recipe.head_std:
+        draw_head(network, recipe.head_std)
+
+    freeze(network, recipe.trainable)
     return network
+
+
+def _options(recipe: ModelRecipe) -> dict[str, Any]:
+    """What is told only to networks that know of it."""
+    known = networks()[recipe.name]
+    options: dict[str, Any] = {
+        "img_size": recipe.resolution,
+        "drop_path_rate": recipe.drop_path,
+        "proj_drop_rate": recipe.block_dropout,
+    }
+    options = {name: value for name, value in options.items() if name in known.takes}
+    if known.family == "wideresnet":
+        options["depth"] = recipe.depth
+        options["width"] = recipe.width
+        options["squeeze_excite"] = recipe.squeeze_excite
+    if known.family in ("resnet_channels", "mixture") and recipe.channels != "default":
+        options["channels"] = recipe.channels
+    return options
 
 
 def _use_cifar_stem(network: nn.Module) -> None:
@@ -35,3 +89,10 @@ def _use_cifar_stem(network: nn.Module) -> None:
     nn.init.kaiming_normal_(stem.weight, mode="fan_out", nonlinearity="relu")
     network.conv1 = stem
     network.maxpool = nn.Identity()
+
+
+def _add_block_dropout(network: nn.Module, probability: float) -> None:
+    """Drops units after the first activation of a ResNet's blocks, where timm has no place."""
+    for block in network.modules():
+        if isinstance(block, BasicBlock | Bottleneck):
+            block.act1 = nn.Sequential(block.act1, nn.Dropout(probability))

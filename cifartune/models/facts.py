@@ -8,10 +8,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cifartune.config.recipe import ModelRecipe
 from cifartune.models.build import build_model
+from cifartune.models.errors import UnfitNetwork
+from cifartune.models.weights import find_weights
 
-
-class UnfitNetwork(ValueError):
-    """A network that cannot take images of the recipe's size."""
+__all__ = ["NetworkFacts", "UnfitNetwork", "network_facts"]
 
 
 @dataclass(frozen=True)
@@ -28,14 +28,28 @@ class NetworkFacts:
     flops: int
 
 
+COSTLESS = (
+    "weights",
+    "dropout",
+    "block_dropout",
+    "drop_path",
+    "init",
+    "init_gain",
+    "head_std",
+)
+"""Fields that leave a network's size and cost as they are: it is not counted anew for them."""
+
+
 def network_facts(recipe: ModelRecipe) -> NetworkFacts:
     """Builds the network of `recipe` without memory for its weights, and counts.
 
     Raises:
-        UnfitNetwork: The network cannot take images of that size.
+        UnfitNetwork: The network cannot take images of that size, or cannot be built as asked
+            for, or there is no file of its weights.
     """
-    # What does not change the shape of the network is not asked for anew.
-    plain = {"dropout": 0.0, "init": "default", "weights": "none"}
+    if recipe.weights not in ("none", "imagenet"):
+        find_weights(recipe.weights)
+    plain = {name: ModelRecipe.model_fields[name].default for name in COSTLESS}
     return _network_facts(recipe.model_copy(update=plain))
 
 
@@ -48,6 +62,8 @@ def _network_facts(recipe: ModelRecipe) -> NetworkFacts:
             images = torch.empty(1, 3, side, side)
             with FlopCounterMode(display=False) as counter, torch.inference_mode():
                 network(images)
+    except UnfitNetwork:
+        raise
     except Exception as error:  # each network has its own way of refusing
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UnfitNetwork(

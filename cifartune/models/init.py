@@ -3,9 +3,11 @@
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from cifartune.config.recipe import Init
+from cifartune.models.network import head_layers
 
 _SCHEMES: dict[Init, Callable[[Tensor], Any]] = {
     "xavier_uniform": nn.init.xavier_uniform_,
@@ -15,18 +17,36 @@ _SCHEMES: dict[Init, Callable[[Tensor], Any]] = {
     "kaiming_normal": lambda weight: nn.init.kaiming_normal_(weight, nonlinearity="relu"),
     # Saxe et al., https://arxiv.org/abs/1312.6120.
     "orthogonal": nn.init.orthogonal_,
+    # Each output is the mean of its inputs; all units of a layer learn the same.
+    "constant": lambda weight: nn.init.constant_(weight, 1 / weight[0].numel()),
 }
 
 
-def apply_init(network: nn.Module, scheme: Init) -> None:
+def apply_init(network: nn.Module, scheme: Init, gain: float = 1.0) -> None:
     """Draws all trainable convolution and linear weights of `network` anew; biases become zero.
 
     `default` leaves the network as it was built. Frozen weights and norms are left alone.
+
+    Args:
+        network: Changed in place.
+        scheme: The distribution of the weights.
+        gain: Multiplies them.
     """
     if scheme == "default":
         return
     for module in network.modules():
         if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Linear) and module.weight.requires_grad:
             _SCHEMES[scheme](module.weight)
+            with torch.no_grad():
+                module.weight.mul_(gain)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
+
+
+def draw_head(network: nn.Module, deviation: float) -> None:
+    """Draws the head's weights from N(0, `deviation`); its biases become zero."""
+    for layer in head_layers(network):
+        nn.init.normal_(layer.get_parameter("weight"), std=deviation)
+        bias = layer.bias
+        if isinstance(bias, Tensor):
+            nn.init.zeros_(bias)

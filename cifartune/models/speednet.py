@@ -11,6 +11,8 @@ from timm.models import register_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cifartune.models.network import Network, create_network
+
 HEAD_SCALE = 1 / 9
 """The head's logits are scaled down, which acts like a lower learning rate for the head."""
 
@@ -18,7 +20,7 @@ WHITENING_EPSILON = 5e-4
 WHITENING_CHUNK = 500
 
 
-class SpeedNet(nn.Module):
+class SpeedNet(Network):
     """A frozen whitening convolution, three stages of two convolutions, and a scaled linear head.
 
     Input (N, 3, H, W), floats, 9 pixels a side or more; output logits (N, `num_classes`).
@@ -28,6 +30,8 @@ class SpeedNet(nn.Module):
         widths: The channels of the three stages.
         drop_rate: Dropout probability before the head.
     """
+
+    stem_names = r"^whitening\."
 
     def __init__(
         self,
@@ -103,23 +107,10 @@ class Stage(nn.Module):
 @register_model
 def speednet(pretrained: bool = False, **kwargs: Any) -> SpeedNet:
     """Stages of 64, 256 and 256 channels: 1,972,792 weights."""
-    return _create(pretrained, (64, 256, 256), **kwargs)
+    return create_network(SpeedNet, pretrained, widths=(64, 256, 256), **kwargs)
 
 
 @register_model
 def speednet_small(pretrained: bool = False, **kwargs: Any) -> SpeedNet:
     """Stages of 32, 128 and 128 channels: a quarter of `speednet`'s cost, for CPUs."""
-    return _create(pretrained, (32, 128, 128), **kwargs)
-
-
-def _create(
-    pretrained: bool,
-    widths: tuple[int, int, int],
-    *,
-    num_classes: int = 10,
-    drop_rate: float = 0.0,
-    **_: Any,  # timm's own bookkeeping: pretrained_cfg and the like
-) -> SpeedNet:
-    if pretrained:
-        raise ValueError("speednet has no pretrained weights")
-    return SpeedNet(num_classes=num_classes, widths=widths, drop_rate=drop_rate)
+    return create_network(SpeedNet, pretrained, widths=(32, 128, 128), **kwargs)

@@ -42,6 +42,22 @@ def test_counting_draws_no_random_numbers() -> None:
 
 
 def test_a_network_made_for_larger_images_is_told_so() -> None:
-    with pytest.raises(UnfitNetwork, match=r"32 x 32 pixels \(.*224.*\); set model.resolution"):
-        network_facts(ModelRecipe(name="vit_tiny_patch16_224"))
-    assert network_facts(ModelRecipe(name="vit_tiny_patch16_224", resolution=224)).params > 5e6
+    with pytest.raises(UnfitNetwork, match=r"32 x 32 pixels \(.*\); set model.resolution"):
+        network_facts(ModelRecipe(name="inception_v4"))
+    assert network_facts(ModelRecipe(name="inception_v4", resolution=96)).params > 4e7
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"])
+def test_a_network_for_one_size_of_image_is_made_for_the_recipes(name: str) -> None:
+    small = network_facts(ModelRecipe(name=name))
+    large = network_facts(ModelRecipe(name=name, resolution=224))
+    assert small.flops * 10 < large.flops
+
+
+def test_what_cannot_be_built_is_told_in_the_recipes_words() -> None:
+    with pytest.raises(UnfitNetwork, match=r"^model.weights: there is no file .*absent\.pt$"):
+        network_facts(ModelRecipe(name="resnet18", weights="absent.pt"))
+    with pytest.raises(UnfitNetwork, match=r"^model.trainable is last_3, but MLP has 2 stages$"):
+        network_facts(ModelRecipe(name="mlp", trainable="last_3"))
+    with pytest.raises(UnfitNetwork, match=r"^model.channels must be"):
+        network_facts(ModelRecipe(name="resnet_channels", channels="64"))

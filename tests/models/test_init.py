@@ -7,7 +7,7 @@ from torch import nn
 
 from cifartune.config.recipe import Init, ModelRecipe
 from cifartune.models import build_model
-from cifartune.models.init import apply_init
+from cifartune.models.init import apply_init, draw_head
 
 SCHEMES = [scheme for scheme in get_args(Init) if scheme != "default"]
 
@@ -29,6 +29,9 @@ def test_every_trainable_weight_follows_the_scheme(scheme: Init, name: str) -> N
     for layer in drawn:
         weight = layer.weight.detach()
         fan_in, fan_out = fans(weight)
+        if scheme == "constant":
+            assert (weight == 1 / fan_in).all()
+            continue
         if scheme == "orthogonal":
             matrix = weight.flatten(1)
             matrix = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
@@ -63,3 +66,23 @@ def test_default_changes_nothing() -> None:
     before = {name: value.clone() for name, value in network.state_dict().items()}
     apply_init(network, "default")
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+def test_the_gain_multiplies_what_is_drawn() -> None:
+    def weight(gain: float) -> torch.Tensor:
+        torch.manual_seed(0)
+        recipe = ModelRecipe(name="speednet_small", init="kaiming_normal", init_gain=gain)
+        return build_model(recipe).get_parameter("stages.1.conv1.weight")
+
+    torch.testing.assert_close(weight(0.5), weight(1.0) / 2)
+
+
+def test_the_head_is_drawn_apart_from_the_rest() -> None:
+    torch.manual_seed(0)
+    network = build_model(ModelRecipe(name="resnet18"))
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    draw_head(network, 1e-3)
+    changed = {n for n, v in network.state_dict().items() if not torch.equal(v, before[n])}
+    assert changed == {"fc.weight", "fc.bias"}
+    assert network.get_parameter("fc.weight").std().item() == pytest.approx(1e-3, rel=0.1)
+    assert not network.get_parameter("fc.bias").any()

@@ -42,7 +42,7 @@ def test_whitening_sets_the_frozen_filters_and_nothing_else(images: torch.Tensor
 
 
 def test_the_default_init_passes_inputs_through() -> None:
-    stage = SpeedNet(widths=(32, 64, 64)).stages[1]
+    stage = SpeedNet(widths=(32, 64, 64)).get_submodule("stages.1")
     image = torch.randn(1, 32, 8, 8)
     weight = stage.get_parameter("conv1.weight")
     torch.testing.assert_close(F.conv2d(image, weight, padding=1)[:, :32], image)
