@@ -16,9 +16,10 @@ def build_optimizer(network: nn.Module, recipe: OptimizerRecipe) -> torch.optim.
     """The optimiser over the trainable weights; norms and biases get no weight decay.
 
     `sgd` is timm's: Nesterov momentum. Adam, AdamW and Adamax are torch's, RMSprop is torch's with
-    a smoothing of 0.9; Lion (https://arxiv.org/abs/2302.06675) is timm's. `muon` orthogonalises the momentum of matrices and
-    convolutions (https://kellerjordan.github.io/posts/muon/) and scales its update to AdamW's
-    size, so that both can share a learning rate; the rest is trained by AdamW.
+    a smoothing of 0.9; Lion (https://arxiv.org/abs/2302.06675) is timm's. `muon` orthogonalises the
+    momentum of matrices and convolutions (https://kellerjordan.github.io/posts/muon/) and scales
+    its update to AdamW's size, so that both can share a learning rate; the rest is trained by
+    AdamW.
     """
     # Nesterov's momentum of 0 is plain SGD, which torch wants to be asked for.
     name = "momentum" if recipe.name == "sgd" and recipe.momentum == 0 else recipe.name

@@ -14,8 +14,16 @@ from torch.nn import functional as F
 
 from cifartune.config.recipe import Recipe
 from cifartune.models import build_model
+from cifartune.models.freezing import set_training
 from cifartune.models.speednet import SpeedNet
-from cifartune.training.augment import crop_and_flip, cutout_
+from cifartune.training.augment import (
+    Targets,
+    apply_policy,
+    crop_and_flip,
+    cutout_,
+    distort,
+    mix,
+)
 from cifartune.training.classifier import EVAL_BATCH, Classifier, predict
 from cifartune.training.device import choose_device, choose_precision
 from cifartune.training.failures import NonFiniteLoss
@@ -211,21 +219,21 @@ class Trainer:
 
     def _make_steps(self, batches: Sequence[Tensor]) -> tuple[float, float]:
         """Sums stay on the device until the end."""
-        self.network.train()
+        set_training(self.network)
         loss_sum = torch.zeros((), device=self.device)
         correct = torch.zeros((), dtype=torch.int64, device=self.device)
         seen = 0
         for step, indices in enumerate(batches, start=self.epoch * self.steps_per_epoch):
             self.set_lr(step)
-            labels = self.split.labels[indices]
-            logits = self._forward(self._augmented(indices))
-            loss = F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
+            x, targets = self._augmented(indices)
+            logits = self._forward(x)
+            loss = targets.loss(logits, self.recipe.label_smoothing)
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
             self.optimizer.step()
-            loss_sum += loss.detach() * len(indices)
-            correct += (logits.detach().argmax(1) == labels).sum()
-            seen += len(indices)
+            loss_sum += loss.detach() * len(x)
+            correct += targets.correct(logits.detach())
+            seen += len(x)
             if self.device.type == "cpu" and not torch.isfinite(loss):
                 # Looking costs nothing here; on a GPU it would wait, so there an epoch is ended.
                 raise NonFiniteLoss(self.epoch + 1)
@@ -250,9 +258,23 @@ class Trainer:
     def _inputs(self, indices: Tensor) -> Tensor:
         return self.classifier.prepare(self.split.images[indices])
 
-    def _augmented(self, indices: Tensor) -> Tensor:
-        images = crop_and_flip(self.split.images[indices], self.recipe.augment, self._generator)
-        return cutout_(self.classifier.prepare(images), self.recipe.augment, self._generator)
+    @property
+    def _copies(self) -> int:
+        return self.recipe.augment.copies
+
+    def _augmented(self, indices: Tensor) -> tuple[Tensor, Targets]:
+        """The network's input and what to learn from it; originals come before their copies."""
+        recipe, generator = self.recipe.augment, self._generator
+        changed = indices.repeat(self._copies) if self._copies else indices
+        images = crop_and_flip(self.split.images[changed], recipe, generator)
+        images = apply_policy(images, recipe, generator)
+        images = distort(images, recipe, generator)
+        images, targets = mix(images, self.split.labels[changed], recipe, generator)
+        x = cutout_(self.classifier.prepare(images), recipe, generator)
+        if self._copies:
+            targets = targets.after(self.split.labels[indices])
+            x = torch.cat([self._inputs(indices), x])
+        return x, targets
 
     def _forward(self, x: Tensor) -> Tensor:
         with self._autocast():

@@ -22,17 +22,58 @@ from cifartune.training.trainer import Trainer
 Cut = Callable[[pytest.MonkeyPatch], None]
 
 SEARCHED: dict[str, dict[str, Any]] = {
-    "model.name": {"values": ["speednet_small", "resnet18"]},
+    "model.name": {"values": ["speednet_small", "resnet18", "wideresnet", "resnet_channels"]},
+    "model.depth": {"values": [10, 16], "when": {"model.name": "wideresnet"}},
+    "model.width": {"values": [1, 2], "when": {"model.name": "wideresnet"}},
+    "model.squeeze_excite": {"values": [False, True], "when": {"model.name": "wideresnet"}},
+    "model.channels": {"values": ["8/8/16", "8/16"], "when": {"model.name": "resnet_channels"}},
     "model.weights": {"values": ["none", "imagenet"], "when": {"model.name": "resnet18"}},
     "model.stem": {"values": ["cifar", "native"], "when": {"model.name": "resnet18"}},
+    "model.trainable": {"values": ["all", "last_1"]},
+    "model.activation": {"values": ["default", "relu"]},
     "model.dropout": {"values": [0.0, 0.5]},
+    "model.block_dropout": {"values": [0.0, 0.5], "when": {"model.name": "wideresnet"}},
+    "model.drop_path": {"values": [0.0, 0.5], "when": {"model.name": "wideresnet"}},
     "model.init": {"values": ["default", "orthogonal"]},
+    "model.init_gain": {"values": [1.0, 0.5], "when": {"model.init": "orthogonal"}},
+    "model.head_std": {"values": [0.0, 0.1]},
     "model.resolution": {"values": [16, 24]},
     "data.normalize": {"values": ["split", "half"]},
     "augment.strength": {"values": [1.0, 0.5]},
     "augment.crop": {"values": [4, 2]},
     "augment.flip": {"values": [0.5, 0.0]},
     "augment.cutout": {"values": [8, 0]},
+    "augment.copies": {"values": [1, 0]},
+    "augment.padding": {"values": ["zero", "reflect"]},
+    "augment.policy": {"values": ["randaugment", "none"]},
+    "augment.policy_probability": {"values": [1.0, 0.5]},
+    "augment.randaugment_ops": {"values": [2, 1]},
+    "augment.randaugment_magnitude": {"values": [9, 5]},
+    "augment.group_probability": {"values": [0.9, 0.5]},
+    "augment.jitter_probability": {"values": [0.9, 0.5]},
+    "augment.brightness": {"values": [0.4, 0.2]},
+    "augment.contrast": {"values": [0.4, 0.2]},
+    "augment.saturation": {"values": [0.4, 0.2]},
+    "augment.hue": {"values": [0.1, 0.2]},
+    "augment.rotation": {"values": [30.0, 10.0]},
+    "augment.rotation_probability": {"values": [0.9, 0.5]},
+    "augment.translate_x": {"values": [0.1, 0.0]},
+    "augment.translate_y": {"values": [0.1, 0.0]},
+    "augment.scale_from": {"values": [0.8, 0.7]},
+    "augment.scale_to": {"values": [1.2, 1.1]},
+    "augment.shear": {"values": [10.0, 5.0]},
+    "augment.affine_probability": {"values": [0.9, 0.5]},
+    "augment.perspective": {"values": [0.3, 0.1]},
+    "augment.perspective_probability": {"values": [0.9, 0.5]},
+    "augment.elastic": {"values": [50.0, 30.0]},
+    "augment.elastic_probability": {"values": [0.9, 0.5]},
+    "augment.solarize": {"values": [64, 128]},
+    "augment.solarize_probability": {"values": [0.9, 0.5]},
+    "augment.invert": {"values": [0.5, 0.3]},
+    "augment.mixup": {"values": [0.5, 0.3]},
+    "augment.mixup_alpha": {"values": [1.0, 0.5]},
+    "augment.cutmix": {"values": [0.5, 0.3]},
+    "augment.cutmix_alpha": {"values": [1.0, 0.5]},
     "optimizer.name": {"values": ["sgd", "adamw"]},
     "optimizer.lr": {"values": [0.1, 0.01]},
     "optimizer.momentum": {"values": [0.9, 0.5]},
@@ -79,24 +120,82 @@ def cut_batch_size(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Trainer, "batches", lambda trainer: trainer.split.train.split(64))
 
 
+def ask_timm_for(**values: Any) -> Cut:
+    """Whatever a recipe says, timm is asked for the network with these `values`."""
+
+    def make(create_model: Any) -> Any:
+        def create(*args: Any, **asked: Any) -> Any:
+            return create_model(*args, **asked | {k: v for k, v in values.items() if k in asked})
+
+        return create
+
+    return replace(timm, "create_model", make)
+
+
+def skip(function: str) -> Cut:
+    """A step of the building of networks does nothing."""
+    return replace(models_build, function, lambda _: lambda *args: None)
+
+
 CUTS: dict[str, Cut] = {
     "model.name": replace(
-        timm, "create_model", lambda f: lambda _, **kw: f("speednet_small", **kw)
+        timm, "create_model", lambda f: lambda *_, **__: f("speednet_small", num_classes=10)
     ),
+    "model.depth": ask_timm_for(depth=10),
+    "model.width": ask_timm_for(width=1),
+    "model.squeeze_excite": ask_timm_for(squeeze_excite=False),
+    "model.channels": ask_timm_for(channels="8/8/16"),
     "model.weights": replace(
         timm, "create_model", lambda f: lambda *a, **kw: f(*a, **kw | {"pretrained": False})
     ),
-    "model.stem": replace(models_build, "_use_cifar_stem", lambda _: lambda network: None),
-    "model.dropout": replace(
-        timm, "create_model", lambda f: lambda *a, **kw: f(*a, **kw | {"drop_rate": 0})
-    ),
-    "model.init": replace(models_build, "apply_init", lambda _: lambda network, scheme: None),
+    "model.trainable": skip("freeze"),
+    "model.stem": skip("_use_cifar_stem"),
+    "model.activation": skip("replace_activations"),
+    "model.dropout": ask_timm_for(drop_rate=0.0),
+    "model.block_dropout": ask_timm_for(proj_drop_rate=0.0),
+    "model.drop_path": ask_timm_for(drop_path_rate=0.0),
+    "model.init": skip("apply_init"),
+    "model.init_gain": replace(models_build, "apply_init", lambda f: lambda n, s, _: f(n, s)),
+    "model.head_std": skip("draw_head"),
     "model.resolution": replace(classifier, "resize", lambda f: lambda images, _: f(images, 16)),
     "data.normalize": replace(Normalization, "make", lambda f: lambda _, split: f("half", split)),
-    "augment.strength": reset(training, "crop_and_flip", "cutout_", strength=1.0),
+    "augment.strength": reset(
+        training, "crop_and_flip", "apply_policy", "distort", "mix", "cutout_", strength=1.0
+    ),
     "augment.crop": reset(training, "crop_and_flip", crop=4),
     "augment.flip": reset(training, "crop_and_flip", flip=0.5),
     "augment.cutout": reset(training, "cutout_", cutout=8),
+    "augment.copies": replace(Trainer, "_copies", lambda _: property(lambda t: 1)),
+    "augment.padding": reset(training, "crop_and_flip", "apply_policy", "distort", padding="zero"),
+    "augment.policy": reset(training, "apply_policy", policy="randaugment"),
+    "augment.policy_probability": reset(training, "apply_policy", policy_probability=1.0),
+    "augment.randaugment_ops": reset(training, "apply_policy", randaugment_ops=2),
+    "augment.randaugment_magnitude": reset(training, "apply_policy", randaugment_magnitude=9),
+    "augment.group_probability": reset(training, "distort", group_probability=0.9),
+    "augment.jitter_probability": reset(training, "distort", jitter_probability=0.9),
+    "augment.brightness": reset(training, "distort", brightness=0.4),
+    "augment.contrast": reset(training, "distort", contrast=0.4),
+    "augment.saturation": reset(training, "distort", saturation=0.4),
+    "augment.hue": reset(training, "distort", hue=0.1),
+    "augment.rotation": reset(training, "distort", rotation=30.0),
+    "augment.rotation_probability": reset(training, "distort", rotation_probability=0.9),
+    "augment.translate_x": reset(training, "distort", translate_x=0.1),
+    "augment.translate_y": reset(training, "distort", translate_y=0.1),
+    "augment.scale_from": reset(training, "distort", scale_from=0.8),
+    "augment.scale_to": reset(training, "distort", scale_to=1.2),
+    "augment.shear": reset(training, "distort", shear=10.0),
+    "augment.affine_probability": reset(training, "distort", affine_probability=0.9),
+    "augment.perspective": reset(training, "distort", perspective=0.3),
+    "augment.perspective_probability": reset(training, "distort", perspective_probability=0.9),
+    "augment.elastic": reset(training, "distort", elastic=50.0),
+    "augment.elastic_probability": reset(training, "distort", elastic_probability=0.9),
+    "augment.solarize": reset(training, "distort", solarize=64),
+    "augment.solarize_probability": reset(training, "distort", solarize_probability=0.9),
+    "augment.invert": reset(training, "distort", invert=0.5),
+    "augment.mixup": reset(training, "mix", mixup=0.5),
+    "augment.mixup_alpha": reset(training, "mix", mixup_alpha=1.0),
+    "augment.cutmix": reset(training, "mix", cutmix=0.5),
+    "augment.cutmix_alpha": reset(training, "mix", cutmix_alpha=1.0),
     "optimizer.name": reset(training, "build_optimizer", name="sgd"),
     "optimizer.lr": reset(training, "build_optimizer", lr=0.1),
     "optimizer.momentum": reset(training, "build_optimizer", momentum=0.9),

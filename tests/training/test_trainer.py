@@ -170,7 +170,7 @@ def test_the_last_batch_may_be_smaller_but_not_one_image(
     seen: list[Tensor] = []
     augmented = trainer._augmented
 
-    def spy(indices: Tensor) -> Tensor:
+    def spy(indices: Tensor) -> Any:
         seen.append(indices)
         return augmented(indices)
 
@@ -188,7 +188,7 @@ def test_every_image_is_seen_once_an_epoch_in_a_new_order(
     trainer = Trainer(recipe, split, device=CPU)
     augmented = trainer._augmented
 
-    def spy(indices: Tensor) -> Tensor:
+    def spy(indices: Tensor) -> Any:
         seen.append(indices)
         return augmented(indices)
 
@@ -260,7 +260,7 @@ def test_a_validation_loss_that_is_not_finite_ends_the_run(
     recipe: Recipe, split: SplitImages, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainer = Trainer(recipe, split, device=CPU)
-    monkeypatch.setattr(trainer, "_validate", lambda: (float("inf"), 0.1))
+    monkeypatch.setattr(trainer, "evaluate", lambda images: (float("inf"), 0.1))
     with pytest.raises(NonFiniteLoss, match="in epoch 1"):
         next(iter(trainer))
 

@@ -9,7 +9,7 @@ from cifartune.config.recipe import AugmentRecipe
 def crop_and_flip(images: Tensor, recipe: AugmentRecipe, generator: Generator) -> Tensor:
     """Shifts each image by up to `crop` pixels and mirrors it with probability `flip`.
 
-    `strength` scales both. What a shift brings in is the image reflected at its border.
+    `strength` scales both. What a shift brings in is the image reflected at its border, or black.
 
     Args:
         images: uint8 (N, 3, H, W).
@@ -31,11 +31,15 @@ def crop_and_flip(images: Tensor, recipe: AugmentRecipe, generator: Generator) -
     rows = offsets[0, :, None] + torch.arange(height, device=device)
     columns = torch.arange(width, device=device).expand(count, -1)
     columns = torch.where(mirrored[:, None], columns.flip(1), columns) + offsets[1, :, None]
-    rows, columns = _reflect(rows - padding, height), _reflect(columns - padding, width)
+    rows, columns = rows - padding, columns - padding
     # One gather crops and flips at once; the image is read in place, with no padded copy.
-    pixels = (rows[:, :, None] * width + columns[:, None, :]).view(count, 1, -1)
+    pixels = _reflect(rows, height)[:, :, None] * width + _reflect(columns, width)[:, None, :]
     flat = images.reshape(count, channels, height * width)
-    return flat.gather(2, pixels.expand(-1, channels, -1)).view_as(images)
+    found = flat.gather(2, pixels.view(count, 1, -1).expand(-1, channels, -1)).view_as(images)
+    if recipe.padding == "zero" and padding:
+        inside = _is_inside(rows, height)[:, :, None] & _is_inside(columns, width)[:, None, :]
+        found *= inside[:, None]
+    return found
 
 
 def cutout_(x: Tensor, recipe: AugmentRecipe, generator: Generator) -> Tensor:
@@ -61,3 +65,7 @@ def _reflect(positions: Tensor, size: int) -> Tensor:
     """Positions outside 0..size-1, reflected back in without repeating the border."""
     positions = positions.abs()
     return torch.where(positions >= size, 2 * (size - 1) - positions, positions)
+
+
+def _is_inside(positions: Tensor, size: int) -> Tensor:
+    return (positions >= 0) & (positions < size)
