@@ -61,6 +61,7 @@ def search(
         space = space.smoke()
     if name:
         RunFolder.check_name(runs, name)
+    _check_ahead(space, space_file, runs)
     uri = _checked_uri(tracking_uri, runs)
     root = _prepared(data_dir)
     run = RunFolder.create(runs, space, name, tracking_uri=uri)
@@ -137,6 +138,7 @@ def plan(
     space = load_space(space_file, overrides or ())
     if smoke:
         space = space.smoke()
+    _check_ahead(space, space_file, runs)
     root = _prepared(data_dir)
 
     from cifartune.planning.ahead import plan_search
@@ -155,6 +157,25 @@ def plan(
     if lines := savings_lines(planned):
         console.print("\n[bold]To be faster[/]")
         console.print("\n".join(lines), highlight=False)
+
+
+@app.command()
+def augment(
+    space_file: SpaceArgument,
+    out: Annotated[Path, typer.Option(help="The picture to write.")] = Path("augment.png"),
+    overrides: SetOption = None,
+    data_dir: DataDirOption = None,
+) -> None:
+    """Draw what the baseline's augmentation does to training images, at several strengths."""
+    from cifartune.config import load_space
+
+    space = load_space(space_file, overrides or ())
+    root = _prepared(data_dir)
+
+    from cifartune.report.contact_sheet import sheet_of, write_sheet
+
+    write_sheet(sheet_of(space, root), out)
+    typer.echo(out)
 
 
 @app.command()
@@ -251,6 +272,23 @@ def _run(space: "SearchSpace", run: "RunFolder", root: Path) -> None:
         if not run.has_trials():
             raise
         raise Interrupted(f"cifartune: stopped; go on with: {run.resume_command}") from None
+
+
+def _check_ahead(space: "SearchSpace", space_file: Path, runs: Path) -> None:
+    """What takes more than reading the file, and less than starting a search."""
+    from cifartune.errors import UserError
+
+    try:
+        if space.asks_for_networks:
+            from cifartune.tuning.study import TrialStudy
+
+            TrialStudy(space).check()
+        if space.warm_start:
+            from cifartune.tuning.warm_start import load_warm_start
+
+            load_warm_start(space, runs)
+    except UserError as error:
+        raise UserError(f"{space_file}: {error}") from None
 
 
 def _checked_uri(tracking_uri: str | None, runs: Path) -> str:

@@ -246,7 +246,7 @@ def test_validate_tells_every_error_of_every_file_at_once(tmp_path: Path) -> Non
     assert result.stderr.splitlines() == [
         "cifartune: a.yaml:2: base.epochs: must be at least 1, got 0",
         "a.yaml:4: parameters.optimizer.lrr: unknown key; did you mean optimizer.lr?",
-        "b.yaml:11: serch: unknown key; did you mean search?",
+        "b.yaml:11: serch: unknown key; did you mean search, which is given too?",
     ]
     assert seconds < 1
 
@@ -289,6 +289,18 @@ def test_a_wrong_override_is_one_message(change: str, message: str, tmp_path: Pa
     for command in ("search", "plan", "validate"):
         refused(cifartune(command, QUICK, "--set", change, cwd=tmp_path), message)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_constraint_or_a_warm_start_forbids_is_said_at_once(tmp_path: Path) -> None:
+    (tmp_path / "small.yaml").write_text(SMALL)
+    cases = {
+        "constraints.params.max=10": "small.yaml: base: constraints.params allows at most 10, and",
+        "warm_start=[nope]": "small.yaml: warm_start.0: runs: no run is called nope; there are",
+    }
+    for change, message in cases.items():
+        for command in ("search", "plan"):
+            refused(cifartune(command, "small.yaml", "--set", change, cwd=tmp_path), message)
+    assert [path.name for path in tmp_path.iterdir()] == ["small.yaml"]
 
 
 def test_describe_prints_keys(tmp_path: Path) -> None:

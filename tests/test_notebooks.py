@@ -41,7 +41,7 @@ NO_PARAMETERS = {
     "name": "none",
     "objective": {"metric": "val_loss"},
     "parameters": {},
-    "search": {"num_trials": 3},
+    "search": {"num_trials": 1},
 }
 
 
@@ -139,7 +139,7 @@ def test_compare_trials_on_a_smoke_search(
     ("changes", "counts", "pictures"),
     [
         (MANY_TRIALS, ("6 complete", "6 stopped early", "2 failed", "14 of 14 trials agree"), 3),
-        (NO_PARAMETERS, ("2 complete", "1 stopped early", "3 of 3 trials agree"), 1),
+        (NO_PARAMETERS, ("1 complete", "1 of 1 trials agree"), 1),
     ],
     ids=["many trials", "no parameters"],
 )

@@ -64,7 +64,7 @@ def search(tmp_path: Path, **space: Any) -> tuple[TrialStudy, RunFolder]:
         {
             "name": "toy",
             "base": {"epochs": 3, "optimizer": {"lr": 0.2}},
-            "parameters": {"optimizer.lr": {"values": [0.2, 0.4, 0.6, 0.8]}},
+            "parameters": {"optimizer.lr": {"min": 0.2, "max": 0.8}},
             "search": {"num_trials": 4, "sampler": "random"},
             "refit": {"top_k": 2, "folds": FOLDS, "epochs": 5},
             **space,

@@ -13,7 +13,7 @@ from cifartune.config import SearchSpace
 from cifartune.refit import Candidate
 from cifartune.report.frames import curves_frame, trials_frame
 from cifartune.report.summary import outcome, print_summary, to_json
-from cifartune.report.tables import show_time
+from cifartune.report.tables import Row, short, show_time, trials_table
 from cifartune.report.terminal import Progress
 from cifartune.runs import RunFolder
 from cifartune.statistics import Accuracy
@@ -160,3 +160,20 @@ def test_progress_is_a_table_or_plain_lines(terminal: bool, study: TrialStudy) -
 )
 def test_times_are_for_people(seconds: float, text: str) -> None:
     assert show_time(seconds) == text
+
+
+def test_a_wide_table_names_the_columns_that_it_leaves_out() -> None:
+    values = {"batch_size": 1999, "optimizer.lr": 0.012, "schedule.name": "restarts"}
+    wide = values | {f"augment.{name}": 0.123 for name in ("strength", "flip", "crop", "cutout")}
+    rows = [Row(7, wide, 30, "complete", 30, 0.8123), Row(8, {"batch_size": 100}, 30)]
+    for width in (40, 60, 80, 120):
+        file = io.StringIO()
+        table = trials_table("val_accuracy", list(wide), rows, width=width)
+        Console(file=file, width=width).print(table)
+        text = file.getvalue()
+        assert max(map(len, text.rstrip().splitlines())) <= width
+        assert "1999" in text and "81.23%" in text  # numbers are never cut
+        heading = text.splitlines()[0]
+        told = " ".join(text.split())
+        for name in wide:
+            assert (short(name) in heading) != (name in told[told.index("* baseline") :])

@@ -12,6 +12,8 @@ from cifartune.config.parts import Parts
 from cifartune.config.problems import (
     Problems,
     Where,
+    hint,
+    nearest,
     shown,
     unknown_key,
 )
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
     from cifartune.config.space import SearchSpace
 
 Problem = tuple[Where, str]
+
+MOST_CHECKED = 1000
+"""Values of a range that are checked one by one."""
 
 GRID_LIMIT = 100_000
 """The most points of a grid; as many trials a search may have."""
@@ -74,6 +79,12 @@ def _domains(parts: Parts) -> Iterator[Problem]:
                 yield (*where, key), f"must be a whole number, as {name} is, got {value}"
             elif key != "step" and (rule := field.check(field.kind(value))):
                 yield (*where, key), rule
+        if field.kind is int and not field.check(int(parameter.min)):
+            between = (parameter.every(is_int=True) or [])[1:MOST_CHECKED]
+            # A range whose bounds are legal, and of which some in between is not.
+            wrong = [(value, rule) for value in between if (rule := field.check(value))]
+            if wrong and not field.check(int(parameter.max)):
+                yield where, f"holds {wrong[0][0]}: {wrong[0][1]}"
 
 
 def _conditions(parts: Parts) -> Iterator[Problem]:
@@ -102,10 +113,13 @@ def _condition(
     parts: Parts, where: Where, other: Range | Choice, wanted: list[Any]
 ) -> Iterator[Problem]:
     name = str(where[-1])
+    if never := [value for value in wanted if not other.contains(value)]:
+        words = [str(value) for value in other.values] if isinstance(other, Choice) else []
+        meant = [word for value in never for word in nearest(str(value), words)]
+        told = " or ".join(map(shown, never))
+        yield where, f"can never be {told}: {name} is {other}{hint(list(dict.fromkeys(meant)))}"
+        return
     for value in wanted:
-        if not other.contains(value):
-            yield where, f"can never be {shown(value)}: {name} is {other}"
-            return
         if rule := parts.fields[name].check(value):
             yield where, rule
             return
@@ -136,6 +150,12 @@ def _sizes(parts: Parts) -> Iterator[Problem]:
     if rest < (space.data.train_subset or 10):
         yield ("stand_in",), "must leave enough of the 50,000 images for data to take its share"
         return
+    if parts.known("refit", "folds") and space.refit.folds * 10 > space.refit_images:
+        yield (
+            ("refit", "folds"),
+            f"must leave ten images a fold, one of each class: at most {space.refit_images // 10} "
+            f"of {space.refit_images:,} images, got {space.refit.folds}",
+        )
     sizes = {("base", "batch_size"): space.base.batch_size}
     if searched := parts.parameters.get("batch_size"):
         sizes["parameters", "batch_size"] = searched.largest()
@@ -173,9 +193,15 @@ def _rungs(parts: Parts) -> Iterator[Problem]:
             ("scheduler", "grace_period"),
             f"must be at most the {space.max_epochs} epochs of a trial, got {grace}",
         )
-    elif scheduler.name == "hyperband" and parts.known("scheduler"):
+    elif scheduler.name != "median" and parts.known("scheduler"):
         rungs = rung_count(grace, space.max_epochs, scheduler.reduction_factor)
-        if scheduler.brackets > rungs:
+        if rungs > space.max_epochs:
+            yield (
+                ("scheduler", "reduction_factor"),
+                f"must leave fewer rungs than the {space.max_epochs} epochs of a trial, such as 3; "
+                f"got {scheduler.reduction_factor}",
+            )
+        elif scheduler.name == "hyperband" and scheduler.brackets > rungs:
             yield (
                 ("scheduler", "brackets"),
                 f"must be at most the number of rungs, {rungs}: grace_period {grace}, "
@@ -216,9 +242,8 @@ def _sampler(parts: Parts) -> Iterator[Problem]:
         field = parts.fields.get(name)
         if field and parameter.every(is_int=field.kind is int) is None:
             yield ("parameters", name), "must have a step, or values, for the sampler grid"
-            return
     is_whole = not parts.waiting and parts.parameters == space.parameters
-    if is_whole and count_points(space, GRID_LIMIT) > GRID_LIMIT:
+    if is_whole and GRID_LIMIT < count_points(space, GRID_LIMIT) < math.inf:
         rule = (
             f"must not be grid: the space has more than {GRID_LIMIT:,} points; qmc spreads evenly"
         )
@@ -268,7 +293,7 @@ def _point(parts: Parts, name: str, value: Any) -> str | None:
     return (
         parts.fields[name].check(value)
         if parameter.contains(value)
-        else (f"must be {parameter}, got {value}")
+        else f"must be {parameter}, got {shown(value)}"
     )
 
 
@@ -288,6 +313,8 @@ def _effects(parts: Parts) -> Iterator[Problem]:
             is_now = ", ".join(
                 f"{field} is {' or '.join(map(str, values))}" for field, values in possible.items()
             )
+            if len(needs) > 4:
+                wanted, is_now = f"{needs[0].text} or another of its kind", "none of them acts"
             yield ("parameters", name), f"has no effect: it takes {wanted}, and {is_now}"
 
 

@@ -37,17 +37,79 @@ def _family(name: str) -> Callable[[Any], bool]:
     return lambda value: value in networks() and networks()[value].family == name
 
 
+def _takes(option: str) -> Callable[[Any], bool]:
+    return lambda value: value in networks() and option in networks()[value].takes
+
+
+def _any_of(*rules: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: any(rule(value) for rule in rules)
+
+
+_BLOCKS = _any_of(_family("resnet"), _family("resnet_channels"), _takes("proj_drop_rate"))
+
+_JITTER = ("brightness", "contrast", "saturation", "hue")
+_AFFINE = ("translate_x", "translate_y", "shear")
+_MOVES = ("rotation", *_AFFINE, "perspective", "elastic")
+_CHAIN = (*_JITTER, *_MOVES, "solarize", "invert")
+_MIXES = ("mixup", "cutmix")
+_SCALES = [
+    Need(f"augment.{name}", lambda value: value != 1, f"augment.{name} other than 1")
+    for name in ("scale_from", "scale_to")
+]
+_POLICY = _one_of("augment.policy", "randaugment", "trivialaugment", "autoaugment")
+
 EFFECTS: dict[str, list[Need]] = {
     "model.stem": [Need("model.name", _family("resnet"), "a ResNet")],
+    "model.depth": [Need("model.name", _family("wideresnet"), "a wideresnet")],
+    "model.width": [Need("model.name", _family("wideresnet"), "a wideresnet")],
+    "model.squeeze_excite": [Need("model.name", _family("wideresnet"), "a wideresnet")],
+    "model.channels": [
+        Need(
+            "model.name",
+            _any_of(_family("resnet_channels"), _family("mixture")),
+            "resnet_channels or mixture",
+        )
+    ],
+    "model.block_dropout": [Need("model.name", _BLOCKS, "a network with dropout in its blocks")],
+    "model.drop_path": [
+        Need("model.name", _takes("drop_path_rate"), "a network with stochastic depth")
+    ],
     "model.init": [_one_of("model.weights", "none")],
+    "model.init_gain": [
+        Need("model.init", lambda value: value != "default", "an init other than default")
+    ],
     "optimizer.momentum": [_one_of("optimizer.name", "sgd", "rmsprop", "muon")],
     "schedule.cycles": [_one_of("schedule.name", "restarts")],
     "schedule.cycle_growth": [_one_of("schedule.name", "restarts")],
     "schedule.drops": [_one_of("schedule.name", "step")],
     "schedule.gamma": [_one_of("schedule.name", "step")],
-    "augment.strength": [_not_zero(f"augment.{name}") for name in ("crop", "flip", "cutout")],
-    "augment.crop": [_not_zero("augment.strength")],
-    "augment.flip": [_not_zero("augment.strength")],
-    "augment.cutout": [_not_zero("augment.strength")],
+    "augment.strength": [
+        *(_not_zero(f"augment.{name}") for name in ("crop", "flip", "cutout", *_CHAIN, *_MIXES)),
+        *_SCALES,
+        _POLICY,
+    ],
+    "augment.padding": [
+        *(_not_zero(f"augment.{name}") for name in ("crop", *_MOVES)),
+        *_SCALES,
+        _POLICY,
+    ],
+    **{
+        f"augment.{name}": [_not_zero("augment.strength")]
+        for name in (
+            *("crop", "flip", "cutout", "policy", "scale_from", "scale_to"),
+            *(*_CHAIN, *_MIXES),
+        )
+    },
+    "augment.policy_probability": [_POLICY],
+    "augment.randaugment_ops": [_one_of("augment.policy", "randaugment")],
+    "augment.randaugment_magnitude": [_one_of("augment.policy", "randaugment")],
+    "augment.group_probability": [*(_not_zero(f"augment.{name}") for name in _CHAIN), *_SCALES],
+    "augment.jitter_probability": [_not_zero(f"augment.{name}") for name in _JITTER],
+    "augment.affine_probability": [*(_not_zero(f"augment.{name}") for name in _AFFINE), *_SCALES],
+    **{
+        f"augment.{name}_probability": [_not_zero(f"augment.{name}")]
+        for name in ("rotation", "perspective", "elastic", "solarize")
+    },
+    **{f"augment.{name}_alpha": [_not_zero(f"augment.{name}")] for name in _MIXES},
 }
 """Fields that act only where another has certain values: one of the needs must be met."""

@@ -236,6 +236,8 @@ def _what_is_no_yaml(error: yaml.YAMLError) -> str:
         return f":{error.line + 1}: {error}"
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
         reason = ": ".join(filter(None, [error.context, error.problem]))
+        if "'\\t'" in reason:
+            reason = "a tab: indent with spaces"
         return f":{error.problem_mark.line + 1}: not valid YAML: {reason}"
     return f": not valid YAML: {str(error).splitlines()[0]}"
 

@@ -68,4 +68,30 @@ def _never_stops(parts: Parts) -> Iterator[str]:
         yield "the scheduler stops nothing: scheduler.grace_period is as long as a trial"
 
 
-_NOTES: list[Callable[[Parts], Iterator[str]]] = [_waste, _grid_size, _unmodelled, _never_stops]
+def _inert(parts: Parts) -> Iterator[str]:
+    """Settings that this search makes nothing of."""
+    space, scheduler = parts.space, parts.space.scheduler
+    acts = {
+        "brackets": ["hyperband"],
+        "min_trials": ["median"],
+        "reduction_factor": ["asha", "hyperband"],
+    }
+    for key, names in acts.items():
+        default = type(scheduler).model_fields[key].default
+        if getattr(scheduler, key) != default and scheduler.name not in names:
+            yield f"scheduler.{key} has no effect with the scheduler {scheduler.name}"
+    if scheduler.name == "median" and scheduler.min_trials >= space.search.num_trials:
+        yield "the scheduler stops nothing: scheduler.min_trials is as many as there are trials"
+    is_default = space.refit.top_k == type(space.refit).model_fields["top_k"].default
+    if space.refit.top_k > space.search.num_trials and not is_default:
+        told = f"{space.refit.top_k} of {space.search.num_trials}"
+        yield f"refit.top_k asks for more recipes than there are trials: {told}"
+
+
+_NOTES: list[Callable[[Parts], Iterator[str]]] = [
+    _waste,
+    _grid_size,
+    _unmodelled,
+    _never_stops,
+    _inert,
+]

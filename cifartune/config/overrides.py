@@ -80,11 +80,12 @@ def _changed(
     override: str,
     others: Sequence[str],
 ) -> dict[str, Any]:
-    if not isinstance(section, Mapping | None):
+    if isinstance(section, list):
         raise UserError(
-            f"--set {override}: {where[0]} has no section to lie in; set a list as a whole: "
-            "--set 'points=[{optimizer.lr: 0.1}]'"
+            f"--set {override}: set a list as a whole: --set 'points=[{{optimizer.lr: 0.1}}]'"
         )
+    if not isinstance(section, Mapping | None):
+        raise UserError(f"--set {override}: {where[0]} has no section to lie in")
     copy = dict(section or {})
     key, *rest = where
     if rest:

@@ -39,6 +39,10 @@ def _is_close(value: float, other: Any) -> bool:
     return isinstance(other, int | float) and math.isclose(value, other, rel_tol=1e-9)
 
 
+MOST_STEPS = 100_000
+"""Steps of a range at the most: each value may be listed."""
+
+
 class Conditional(Section):
     """A parameter that may exist only under certain values of others."""
 
@@ -77,6 +81,10 @@ class Range(Conditional):
             raise ValueError(f"min must be above 0 where log is true, got {self.min:g}")
         if self.log and self.step is not None:
             raise ValueError("log and step exclude each other")
+        if self.step is not None and (self.max - self.min) / self.step > MOST_STEPS:
+            raise ValueError(
+                f"step must leave at most {MOST_STEPS:,} values, got {self.step:g}; leave it out"
+            )
         # In decimals, as Optuna counts: it would leave out a max that is only nearly a multiple.
         low, high, step = (Decimal(str(x or 0)) for x in (self.min, self.max, self.step))
         if step and (high - low) % step:

@@ -38,11 +38,16 @@ def rule_broken(where: Where, rule: str) -> RulesBroken:
 def unknown_key(key: str, left: Sequence[str], given: Sequence[str] = ()) -> str:
     """The rule that `key` breaks, which is no valid key.
 
+    A dot where the file has sections is as common as a misspelling.
+
     Args:
         key: What is written.
         left: The valid keys that stand nowhere yet.
         given: Those that do.
     """
+    section, dot, rest = key.partition(".")
+    if dot and (key in left or key in given):
+        return f"{UNKNOWN}; write {section}: {{{rest}: ...}}"
     meant, meant_given = _meant(key, left, given)
     return UNKNOWN + hint(meant or [f"{' or '.join(meant_given)}{GIVEN}"] * bool(meant_given))
 
@@ -83,7 +88,7 @@ def _meant(
 def _nearest(name: str, known: Sequence[str]) -> list[str]:
     if len(name) < 2:
         return []
-    distances = {key: OSA.distance(name, key) for key in known}
+    distances = {key: OSA.distance(name.lower(), key.lower()) for key in known}
     smallest = min(distances.values(), default=0)
     # Up to a third of the letters may be wrong, and one in any case.
     if smallest > max(1, len(name) // 3):

@@ -19,7 +19,40 @@ Init = Literal[
     "kaiming_uniform",
     "kaiming_normal",
     "orthogonal",
+    "constant",
 ]
+
+Activation = Literal["default", "relu", "leaky_relu", "gelu", "silu", "mish"]
+
+Trainable = Literal["all", "head", "last_1", "last_2", "last_3"]
+
+WEIGHT_FILES = (".safetensors", ".pt", ".pth")
+"""How the names of files end from which weights can be read."""
+
+
+def known_weights(text: str) -> str:
+    """Returns `text`.
+
+    Raises:
+        ValueError: It is neither a word for weights nor the name of a file of them.
+    """
+    if text not in ("none", "imagenet") and not text.endswith(WEIGHT_FILES):
+        raise ValueError(
+            f"must be none, imagenet, or a file that ends with {', '.join(WEIGHT_FILES)}, "
+            f"got {text!r}"
+        )
+    return text
+
+
+def possible_depth(depth: int) -> int:
+    """Returns `depth`.
+
+    Raises:
+        ValueError: No Wide ResNet has as many layers.
+    """
+    if depth % 6 != 4:
+        raise ValueError(f"must be 6n + 4, such as 10, 16, 22, 28 or 40, got {depth}")
+    return depth
 
 
 class Section(BaseModel):
@@ -35,21 +68,72 @@ class ModelRecipe(Section):
     name: Annotated[str, AfterValidator(known_network)] = Field(
         "resnet18", description="Name of the network in timm's registry, where ours are too."
     )
-    weights: Literal["none", "imagenet"] = Field(
+    depth: Annotated[int, AfterValidator(possible_depth)] = Field(
+        28, ge=10, le=100, description="Layers of a wideresnet: 6n + 4, with n blocks a stage."
+    )
+    width: int = Field(
+        10, ge=1, le=32, description="Multiplies the channels of a wideresnet: 16, 32 and 64."
+    )
+    squeeze_excite: bool = Field(
+        False, description="Whether the blocks of a wideresnet weigh their channels."
+    )
+    channels: str = Field(
+        "default",
+        pattern=r"^(default|[1-9]\d{0,3}(/[1-9]\d{0,3})*)$",
+        description="Channels of a resnet_channels, its stem's and each stage's, such as "
+        "64/32/96/156/350, or of each block of a mixture, such as 64/64; default is the "
+        "network's own.",
+    )
+    weights: Annotated[str, AfterValidator(known_weights)] = Field(
         "none",
-        description="Weights to start from: none, or timm's, trained on ImageNet and fetched from "
-        "its hub. What was changed for CIFAR-10, the head and a cifar stem, starts anew.",
+        description="Weights to start from: none, imagenet (timm's, fetched from its hub), or a "
+        "file of them (.safetensors, .pt, .pth). What was changed for CIFAR-10, the head and a "
+        "cifar stem, starts anew where the shapes differ.",
+    )
+    trainable: Trainable = Field(
+        "all",
+        description="What is trained: all, the head alone, or the last 1 to 3 stages and the head. "
+        "The rest is frozen, its norms and dropout in evaluation mode.",
     )
     stem: Literal["cifar", "native"] = Field(
         "cifar",
         description="First layers of a ResNet: a 3x3 convolution of stride 1 without pooling "
         "(cifar), or the 7x7 convolution of stride 2 with pooling made for ImageNet (native).",
     )
+    activation: Activation = Field(
+        "default",
+        description="Takes the place of every activation of the network, but for the gates of "
+        "attention and squeeze-and-excite; default keeps the network's own.",
+    )
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout probability before the head.")
+    block_dropout: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Dropout probability inside residual blocks: after a ResNet block's first "
+        "activation, between a wideresnet block's convolutions, after a transformer's projections.",
+    )
+    drop_path: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Stochastic depth: probability of leaving out the last residual block in a "
+        "step, and in most networks less for those before it.",
+    )
     init: Init = Field(
         "default",
-        description="Initialisation of all trainable convolutions and linear layers; "
-        "default keeps the network's own.",
+        description="Initialisation of all trainable convolutions and linear layers; default keeps "
+        "the network's own, constant sets each weight to 1 / fan-in.",
+    )
+    init_gain: float = Field(
+        1.0, gt=0, le=10, description="Multiplies the weights that init draws; default is no draw."
+    )
+    head_std: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Standard deviation of the normal distribution from which the head's weights "
+        "are drawn, whatever init and weights are; 0 is off.",
     )
     resolution: int = Field(
         32, ge=16, le=512, description="Side in pixels to which images are resized on the device."
@@ -67,10 +151,32 @@ class DataRecipe(Section):
 
 
 class AugmentRecipe(Section):
-    """Random changes of each training image; `strength` scales all of them."""
+    """Random changes of each training image, drawn anew for each image; `strength` scales all.
+
+    Strength multiplies a magnitude where an operation has one, else its probability; a range of
+    scales shrinks towards 1. The order is: crop and flip, policy, the group (jitter to invert),
+    mixup and CutMix, cutout.
+    """
 
     strength: float = Field(
-        1.0, ge=0, le=1, description="Multiplies every magnitude and probability below; 0 is none."
+        1.0,
+        ge=0,
+        le=1,
+        description="Multiplies every magnitude below, and the probability of what has none; "
+        "0 is none.",
+    )
+    copies: int = Field(
+        0,
+        ge=0,
+        le=8,
+        description="Augmented copies of each image that are added to the original in its batch; "
+        "0 puts one in its place. A step then sees 1 + copies times batch_size images, and an "
+        "epoch has as many steps as before and costs 1 + copies times as much.",
+    )
+    padding: Literal["reflect", "zero"] = Field(
+        "reflect",
+        description="What a crop, a rotation and the like bring in from beyond the border: "
+        "the image reflected, or black.",
     )
     crop: int = Field(
         4, ge=0, le=16, description="Largest shift in pixels, in each direction, of a random crop."
@@ -78,6 +184,117 @@ class AugmentRecipe(Section):
     flip: float = Field(0.5, ge=0, le=0.5, description="Probability of a horizontal flip.")
     cutout: int = Field(
         0, ge=0, le=32, description="Side in pixels of a square that is blanked out; 0 is none."
+    )
+    policy: Literal["none", "randaugment", "trivialaugment", "autoaugment"] = Field(
+        "none",
+        description="A published set of operations from which each image draws: RandAugment, "
+        "TrivialAugment (wide), or AutoAugment's policy for CIFAR-10.",
+    )
+    policy_probability: float = Field(
+        1.0, ge=0, le=1, description="Probability that an image goes through the policy."
+    )
+    randaugment_ops: int = Field(
+        2, ge=1, le=8, description="Operations of RandAugment an image, one after the other."
+    )
+    randaugment_magnitude: int = Field(
+        9, ge=0, le=30, description="Magnitude of RandAugment's operations."
+    )
+    group_probability: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="Probability that an image goes through the group: jitter, rotation, affine, "
+        "perspective, elastic, solarize and invert. Each then has its own probability besides.",
+    )
+    jitter_probability: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="Probability that brightness, contrast, saturation and hue are changed.",
+    )
+    brightness: float = Field(
+        0.0, ge=0, le=1, description="Largest change of the brightness, as a share of it."
+    )
+    contrast: float = Field(
+        0.0, ge=0, le=1, description="Largest change of the contrast, as a share of it."
+    )
+    saturation: float = Field(
+        0.0, ge=0, le=1, description="Largest change of the saturation, as a share of it."
+    )
+    hue: float = Field(
+        0.0, ge=0, le=0.5, description="Largest shift of the hue, in turns of the colour circle."
+    )
+    rotation: float = Field(
+        0.0, ge=0, le=180, description="Largest angle in degrees of a rotation to either side."
+    )
+    rotation_probability: float = Field(1.0, ge=0, le=1, description="Probability of a rotation.")
+    translate_x: float = Field(
+        0.0, ge=0, le=1, description="Largest shift to either side, as a share of the width."
+    )
+    translate_y: float = Field(
+        0.0, ge=0, le=1, description="Largest shift up or down, as a share of the height."
+    )
+    scale_from: float = Field(
+        1.0, ge=0.1, le=4, description="One end of the range from which an image's scale is drawn."
+    )
+    scale_to: float = Field(1.0, ge=0.1, le=4, description="The other end of that range.")
+    shear: float = Field(
+        0.0, ge=0, le=60, description="Largest angle in degrees of a horizontal shear."
+    )
+    affine_probability: float = Field(
+        1.0, ge=0, le=1, description="Probability of shift, scale and shear, which come together."
+    )
+    perspective: float = Field(
+        0.0,
+        ge=0,
+        le=0.9,
+        description="Largest distance that a corner moves inwards, as a share of half the side.",
+    )
+    perspective_probability: float = Field(
+        1.0, ge=0, le=1, description="Probability of a change of perspective."
+    )
+    elastic: float = Field(
+        0.0,
+        ge=0,
+        le=1000,
+        description="Size of a smooth random displacement of all pixels: torchvision's alpha, "
+        "with a sigma of 5 pixels; at 250 a pixel moves by about 6.",
+    )
+    elastic_probability: float = Field(
+        1.0, ge=0, le=1, description="Probability of an elastic displacement."
+    )
+    solarize: int = Field(
+        0, ge=0, le=256, description="How many of the brightest grey levels are inverted."
+    )
+    solarize_probability: float = Field(
+        1.0, ge=0, le=1, description="Probability that an image is solarised."
+    )
+    invert: float = Field(0.0, ge=0, le=1, description="Probability that all levels are inverted.")
+    mixup: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Probability that an image is blended with another of its batch, and its "
+        "label likewise.",
+    )
+    mixup_alpha: float = Field(
+        1.0,
+        gt=0,
+        le=10,
+        description="The share of an image in its blend is drawn from Beta(alpha, alpha).",
+    )
+    cutmix: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Probability that a rectangle of an image is taken from another of its batch, "
+        "and its label in proportion. Where mixup falls on the same image, a fair coin decides.",
+    )
+    cutmix_alpha: float = Field(
+        1.0,
+        gt=0,
+        le=10,
+        description="The share that an image keeps is drawn from Beta(alpha, alpha).",
     )
 
 

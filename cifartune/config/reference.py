@@ -79,12 +79,25 @@ def find_entries(name: str) -> list[Entry]:
         UserError: There is none.
     """
     entries = [*recipe_entries(), *file_entries()]
+    field, inner = _searched_field(name.removeprefix("base."))
+    if field:
+        name = f"{PARAMETER}{inner}" if inner else field
     if exact := [entry for entry in entries if entry.name == name and entry.default != "section"]:
         return exact
     if below := [entry for entry in entries if entry.name.startswith(f"{name}.")]:
         return below
-    known = [*(entry.name for entry in entries), *Recipe.model_fields, *SearchSpace.model_fields]
+    names = (*(entry.name for entry in entries), *Recipe.model_fields, *SearchSpace.model_fields)
+    known = [known for known in dict.fromkeys(names) if known != name]
     raise UserError(f"{name}: no such key{hint(nearest(name, known))}")
+
+
+def _searched_field(name: str) -> tuple[str, str]:
+    """A field and what follows it, of a name such as `parameters.optimizer.lr.min`."""
+    name = name.removeprefix("parameters.")
+    for field in all_fields():
+        if name == field or name.startswith(f"{field}."):
+            return field, name[len(field) + 1 :]
+    return "", ""
 
 
 def reference_page() -> str:
@@ -146,7 +159,10 @@ def schema_text() -> str:
 def _recipe_entry(field: RecipeField) -> Entry:
     remarks = []
     if needs := EFFECTS.get(field.name):
-        remarks.append(f"Acts only with {' or '.join(need.text for need in needs)}.")
+        texts = [need.text for need in needs]
+        if len(texts) > 4:
+            texts = [*texts[:3], "another of its kind"]
+        remarks.append(f"Acts only with {' or '.join(texts)}.")
     if field.name in FIXED:
         remarks.append("Not to be set: it " + FIXED[field.name] + ".")
     domain = field.domain

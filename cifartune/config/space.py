@@ -8,15 +8,17 @@ from pydantic import (
     AliasChoices,
     BeforeValidator,
     Field,
+    ValidationError,
     ValidationInfo,
     field_validator,
     model_validator,
 )
 
 from cifartune.config import checks, notes
+from cifartune.config.networks import networks
 from cifartune.config.parameters import Choice as Choice
 from cifartune.config.parameters import Parameter, Range, Value, in_order, point_of
-from cifartune.config.problems import RulesBroken, rule_broken
+from cifartune.config.problems import RulesBroken, describe, rule_broken
 from cifartune.config.recipe import Recipe, Section
 
 EpochMetric = Literal["val_accuracy", "val_loss", "train_accuracy", "train_loss"]
@@ -340,11 +342,11 @@ class SearchSpace(Section):
 
     def smoke(self) -> "SearchSpace":
         """The same search shrunk to a check that everything works, in a minute anywhere."""
-        small = {
-            "epochs": 1,
-            "batch_size": min(self.base.batch_size, 128),
-            "model.resolution": 16,
-        }
+        small = {"epochs": 1, "batch_size": min(self.base.batch_size, 128)}
+        searched = self.parameters.get("model.name")
+        names = searched.values if isinstance(searched, Choice) else [self.base.model.name]
+        if all(networks()[str(name)].family in SMALL_FAMILIES for name in names):
+            small["model.resolution"] = 16
         values = self.base.flat()
         kept: dict[str, Range | Choice] = {}
         for name, parameter in self.ordered_parameters().items():
@@ -368,7 +370,24 @@ class SearchSpace(Section):
             "refit": RefitSpec(top_k=1, folds=2),
             "stand_in": 512,
         }
-        return SearchSpace.model_validate(dict(self) | changes)
+        return _valid_part(dict(self) | changes)
+
+
+SMALL_FAMILIES = ("resnet", "speednet")
+"""Networks that take images of 16 pixels; others may need those that they were given."""
+
+
+def _valid_part(values: Mapping[str, Any]) -> SearchSpace:
+    """The space of `values`, without the parameters that have no place in it."""
+    try:
+        return SearchSpace.model_validate(values)
+    except ValidationError as error:
+        wrong = {w[1] for w in describe(error, SearchSpace, values) if w[0] == "parameters"}
+        if not wrong:
+            raise
+    # What a parameter needed to act, or to exist, is no longer searched.
+    kept = {name: p for name, p in values["parameters"].items() if name not in wrong}
+    return _valid_part({**values, "parameters": kept})
 
 
 def _is_int(name: str) -> bool:

@@ -45,7 +45,8 @@ def look_ahead(
 
     Raises:
         Interrupted: `stop` was set.
-        UserError: A searched parameter changes nothing, or a network cannot be built.
+        UserError: A searched parameter changes nothing, a network cannot be built, or the time
+            budget is over before the first epoch.
     """
     shape = pool.shape
     recipes = recipes_to_measure(space)
@@ -60,7 +61,7 @@ def look_ahead(
                 for name, (low, high) in probed.idle.items()
             )
         )
-    return make_plan(
+    plan = make_plan(
         space,
         rehearsals,
         recipes,
@@ -70,6 +71,12 @@ def look_ahead(
         gpus=shape.gpus,
         start=time.monotonic() - started,
     )
+    if plan.time_budget is not None and plan.time_budget < plan.first_epoch:
+        raise UserError(
+            f"search.time_budget: {plan.time_budget:g} s is too short: the first epoch alone takes "
+            f"about {plan.first_epoch:.0f} s here"
+        )
+    return plan
 
 
 def plan_search(

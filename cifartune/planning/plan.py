@@ -48,6 +48,7 @@ class Plan:
         refit_epochs: Epochs of all of them together.
         refit_images: Training images that these epochs see.
         start: Until the first trial begins.
+        first_epoch: From there to the first result.
         search: All trials, bounded by the time budget.
         time_budget: The bound; None: there is none.
         refit: The cross-validation, which the time budget does not bound.
@@ -72,6 +73,7 @@ class Plan:
     refit_epochs: float
     refit_images: float
     start: float
+    first_epoch: float
     search: float
     time_budget: float | None
     refit: float
@@ -176,6 +178,7 @@ def make_plan(
         refit_epochs=refit_epochs,
         refit_images=refit_epochs * space.refit_images * (folds - 1) / folds,
         start=start,
+        first_epoch=costs.trial(space.base, 1),
         search=search,
         time_budget=space.search.time_budget,
         refit=refit,
@@ -243,6 +246,12 @@ _KIND = (
     "model.name",
     "model.stem",
     "model.resolution",
+    "model.depth",
+    "model.width",
+    "model.channels",
+    "model.squeeze_excite",
+    "model.trainable",
+    "augment.copies",
     "batch_size",
     "optimizer.name",
     "precision",
@@ -254,7 +263,7 @@ def _kind(recipe: Recipe) -> tuple[Any, ...]:
     values = recipe.flat()
     # Numbers that are less than a factor of two apart are alike.
     return tuple(
-        round(math.log2(values[name])) if isinstance(values[name], int) else values[name]
+        round(math.log2(1 + values[name])) if type(values[name]) is int else values[name]
         for name in _KIND
     )
 

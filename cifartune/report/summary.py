@@ -115,7 +115,7 @@ def changes(base: Recipe, recipe: Recipe, space: SearchSpace) -> dict[str, list[
 def print_summary(result: dict[str, Any], study: TrialStudy, console: Console) -> None:
     """Prints leaderboard, winner, accuracies, time, and where to look further."""
     console.print("\n[bold]Leaderboard[/]")
-    console.print(_leaderboard(study))
+    console.print(_leaderboard(study, console.width))
     number, trials = result["winner_trial"], result["trials"]
     console.print(
         f"\n{trials['total']} trials: {trials['complete']} complete, {trials['pruned']} stopped "
@@ -130,6 +130,8 @@ def print_summary(result: dict[str, Any], study: TrialStudy, console: Console) -
         console.print()
     console.print(f"[bold]Winner: trial {number}.[/] Against the baseline it changes")
     for field, (before, after) in result["changed"].items():
+        if field == "epochs" and field not in study.space.parameters:
+            field = "epochs (of the refit)"
         console.print(f"  {field:24} {_exact(before):>10} -> {_exact(after)}", highlight=False)
     if not result["changed"]:
         console.print("  nothing: the baseline itself won")
@@ -166,15 +168,16 @@ def _front(front: list[dict[str, Any]]) -> Table:
     return table
 
 
-def _leaderboard(study: TrialStudy) -> Table:
+def _leaderboard(study: TrialStudy, width: int) -> Table:
     ends = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "stopped"}
     rows = []
     for trial in study.best(LEADERBOARD):
         recipe = study.recipe(trial)
         epoch, value = max(trial.intermediate_values.items())
         state = ends.get(trial.state, "unfinished")
-        rows.append(Row(trial.number, recipe.flat(), recipe.epochs, state, epoch, value))
-    return trials_table(study.space.target.metric, list(study.space.parameters), rows)
+        rows.append(Row(trial.number, trial.params, recipe.epochs, state, epoch, value))
+    space = study.space
+    return trials_table(space.target.metric, list(space.parameters), rows, width=width)
 
 
 def to_json(result: dict[str, Any]) -> str:

@@ -19,6 +19,10 @@ SHORT = {
 """Headings that are shorter than the last part of a field's name."""
 
 
+TEXT_WIDTH = 5
+"""To so many letters a word may be cut."""
+
+
 @dataclass
 class Row:
     """A trial as the table shows it; `values` are those of the searched fields, by dotted name."""
@@ -31,8 +35,14 @@ class Row:
     value: float | None = None
 
 
-def trials_table(metric: str, parameters: Sequence[str], rows: Iterable[Row]) -> Table:
-    """A row a trial. Where the terminal is narrow, words are cut short, and never numbers."""
+def trials_table(
+    metric: str, parameters: Sequence[str], rows: Iterable[Row], *, width: int = 80
+) -> Table:
+    """A row a trial, in `width` columns.
+
+    Where that is narrow, words are cut short, and never numbers; parameters for which there is no
+    room are left out, the last first, and named below.
+    """
     rows = list(rows)
     columns = {
         "trial": [f"{row.number}{'' if row.number else '*'}" for row in rows],
@@ -40,18 +50,42 @@ def trials_table(metric: str, parameters: Sequence[str], rows: Iterable[Row]) ->
         "epoch": [f"{row.epoch}/{row.epochs}" for row in rows],
         short(metric): ["" if row.value is None else show(metric, row.value) for row in rows],
     }
-    columns |= {short(name): [show_value(row.values[name]) for row in rows] for name in parameters}
-    words = {short(name) for name in parameters if rows and isinstance(rows[0].values[name], str)}
-    table = Table(box=None, padding=(0, 1, 0, 0), caption="* baseline", caption_justify="left")
-    for heading, cells in columns.items():
-        widest = max(map(len, [heading, *cells]))
+    columns |= {
+        short(name): [show_value(row.values[name]) if name in row.values else "" for row in rows]
+        for name in parameters
+    }
+    words = {
+        short(name)
+        for name in parameters
+        if any(isinstance(row.values.get(name), str) for row in rows)
+    }
+
+    def widest(heading: str) -> int:
+        return max(map(len, [heading, *columns[heading]]))
+
+    def least(heading: str) -> int:
+        is_text = heading in words or heading == "state"
+        return min(TEXT_WIDTH, widest(heading)) if is_text else widest(heading)
+
+    hidden: list[str] = []
+    for name in reversed(parameters):
+        if sum(least(heading) + 1 for heading in columns) <= width:
+            break
+        hidden.insert(0, name)
+        del columns[short(name)]
+    room = width - sum(least(heading) + 1 for heading in columns)
+    caption = "* baseline" + (f"; not shown: {', '.join(hidden)}" if hidden else "")
+    table = Table(box=None, padding=(0, 1, 0, 0), caption=caption, caption_justify="left")
+    for heading in columns:
         left = heading in words or heading == "state"
+        more = max(0, min(room, widest(heading) - least(heading)))
+        room -= more
         table.add_column(
             heading,
             justify="left" if left else "right",
             no_wrap=True,
             overflow="ellipsis",
-            min_width=5 if left else widest,
+            width=least(heading) + more,
         )
     for row, *line in zip(rows, *columns.values(), strict=True):
         table.add_row(*line, style="bold" if row.state == "running" else "")

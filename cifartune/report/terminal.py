@@ -49,9 +49,7 @@ class Progress(Observer):
                 self._live = None
 
     def trial_started(self, number: int, recipe: Recipe) -> None:
-        values = recipe.flat()
-        shown = {name: values[name] for name in self._space.parameters}
-        self._rows[number] = Row(number, shown, recipe.epochs)
+        self._rows[number] = Row(number, self._space.point(recipe.flat()), recipe.epochs)
 
     def epoch_ended(self, number: int, epoch: int, metrics: dict[str, float]) -> None:
         row = self._rows[number]
@@ -90,7 +88,12 @@ class Progress(Observer):
             self._console.print(text, highlight=False, soft_wrap=True)
 
     def _view(self) -> Group:
-        table = trials_table(self._metric, list(self._space.parameters), self._shown_rows())
+        table = trials_table(
+            self._metric,
+            list(self._space.parameters),
+            self._shown_rows(),
+            width=self._console.width,
+        )
         return Group(self._headline(), table, *self._refit_lines())
 
     def _headline(self) -> Text:

@@ -101,7 +101,8 @@ class _NumberedBrackets(AsyncHyperBandScheduler):
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
         # As Tune weighs them: a bracket with one rung more gets e times as many trials.
-        weights = np.exp([len(bracket._rungs) for bracket in self._brackets])
+        rungs = np.array([len(bracket._rungs) for bracket in self._brackets])
+        weights = np.exp(rungs - rungs.max())
         random = np.random.default_rng(derive_seed(self._seed, "bracket", trial.config["number"]))
         chosen = random.choice(len(self._brackets), p=weights / weights.sum())
         self._trial_info[trial.trial_id] = self._brackets[chosen]

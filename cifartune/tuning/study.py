@@ -140,8 +140,7 @@ class TrialStudy:
 
         Raises:
             SpaceExhausted: Every point of the space was tried.
-            UserError: The baseline or a point of the file breaks a constraint, or no recipe that
-                keeps them is found.
+            UserError: No recipe that keeps the constraints is found.
         """
         for _ in range(PATIENCE):
             number = len(self.trials)
@@ -157,9 +156,6 @@ class TrialStudy:
             }
             sampled.system_attrs |= {CONSTRAINT + metric: value for metric, value in excess.items()}
             broken = [metric for metric, value in excess.items() if value > 0]
-            if broken and number <= len(self.space.points):
-                where = f"points.{number - 1}" if number else "base"
-                raise UserError(f"{where}: {self._told(broken[0], facts)}")
             for storage, study_id in self._study_ids.items():
                 storage.create_new_trial(study_id, sampled)
             if not broken:
@@ -170,6 +166,20 @@ class TrialStudy:
             f"constraints: {PATIENCE} recipes in a row were refused, the last because "
             f"{self._told(broken[0], facts)}; widen the constraint, or search smaller networks"
         )
+
+    def check(self) -> None:
+        """Looks at the baseline and the points of the file before anything is sampled.
+
+        Raises:
+            UserError: One of them breaks a constraint, or its network cannot be built.
+        """
+        base = self.space.base
+        for index, point in enumerate([{}, *self.space.points]):
+            facts = self._facts(base.with_values(point))
+            for metric, bound in self.space.constraints.items():
+                if bound.excess(facts[metric]) > 0:
+                    where = f"points.{index - 1}" if index else "base"
+                    raise UserError(f"{where}: {self._told(metric, facts)}")
 
     def _told(self, metric: str, facts: Mapping[str, Any]) -> str:
         bound = self.space.constraints[metric]  # type: ignore[index]

@@ -13,6 +13,14 @@ from cifartune.config.effects import EFFECTS
 from cifartune.config.fields import RecipeField, all_fields
 from cifartune.config.networks import networks
 
+# Legal values where a field's type does not list them.
+EXAMPLES: dict[str, list[Any]] = {
+    "model.weights": ["none", "imagenet", "weights.pt"],
+    "model.channels": ["default", "64/32/96", "16/16/32/64"],
+    "model.depth": [10, 16, 22, 28, 40],
+    "model.squeeze_excite": [False, True],
+}
+
 Tree = dict[str, Any]
 Conditions = dict[str, list[Any]]
 
@@ -54,15 +62,21 @@ def bounds(field: RecipeField) -> tuple[Any, Any]:
     return field.kind(low), field.kind(high)
 
 
-def words(field: RecipeField, pretrained: bool) -> list[str]:
+def is_listed(field: RecipeField) -> bool:
+    """Whether the field is no range of numbers."""
+    return field.kind is str or field.name in EXAMPLES
+
+
+def words(field: RecipeField, pretrained: bool) -> list[Any]:
     if field.name == "model.name":
         return [name for name in NETWORKS if networks()[name].has_weights or not pretrained]
-    return [word for word in field.words if pretrained or word != "imagenet"] or [*field.words]
+    legal = EXAMPLES.get(field.name) or [*field.words]
+    return [word for word in legal if pretrained or word != "imagenet"] or legal
 
 
 def values_of(field: RecipeField, pretrained: bool, most: int) -> st.SearchStrategy[Any]:
     """Legal values of a field."""
-    if field.kind is str:
+    if is_listed(field):
         return st.sampled_from(words(field, pretrained))
     low, high = bounds(field)
     if field.kind is int:
@@ -77,12 +91,12 @@ def entries(
     """A parameter without its conditions."""
     values = values_of(field, pretrained, most)
     forms = ["values"]
-    if field.kind is not str:
+    if not is_listed(field):
         forms += ["stepped"] if steps else ["stepped", "range", "log"]
     form = draw(st.sampled_from(forms))
     if form == "values":
         least = 1 if conditional else 2
-        if field.kind is str and len(words(field, pretrained)) < least:
+        if is_listed(field) and len(words(field, pretrained)) < least:
             return {}
         choices = draw(st.lists(values, min_size=least, max_size=4, unique=True))
         return {"values": choices}

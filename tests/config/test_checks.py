@@ -198,9 +198,8 @@ FLAT = {"augment__crop": 0, "augment__flip": 0}
         (
             FLAT,
             {"augment.strength": STRENGTH},
-            "augment.strength: has no effect: it takes augment.crop above 0 or augment.flip above "
-            "0 or augment.cutout above 0, and augment.crop is 0, augment.flip is 0.0, "
-            "augment.cutout is 0",
+            "augment.strength: has no effect: it takes augment.crop above 0 or another of its kind, "
+            "and none of them acts",
         ),
         (
             {"model": {"name": "resnet18", "weights": "imagenet"}},
@@ -376,3 +375,11 @@ def test_sections_fit_each_other(sections: dict[str, Any], message: str) -> None
 )
 def test_the_limit_itself_is_fine(sections: dict[str, Any]) -> None:
     assert space(**sections).name == "a"
+
+
+def test_every_value_of_a_range_must_be_legal() -> None:
+    parameters = {"model.depth": {"min": 10, "max": 28, "step": 3}}
+    (rule,) = rules(base=base(model__name="wideresnet", model__depth=10), parameters=parameters)
+    assert rule.startswith("parameters.model.depth: holds 13: ")
+    parameters = {"model.depth": {"min": 10, "max": 28, "step": 6}}
+    space(base=base(model__name="wideresnet", model__depth=10), parameters=parameters)

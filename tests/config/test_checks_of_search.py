@@ -80,7 +80,7 @@ POINTS = {
         ([{"tta": "flip"}], "0.tta: is not searched"),
         ([{"optimizer.lr": 2}], "0.optimizer.lr: must be between 0.01 and 1, got 2"),
         ([{"epochs": 10.5}], "0.epochs: must be a whole number, got 10.5"),
-        ([{"augment.crop": True}], "0.augment.crop: must be one of 1, 4, got True"),
+        ([{"augment.crop": True}], "0.augment.crop: must be one of 1, 4, got true"),
         ([{"epochs": 20}, {}], "1: is the same point as the baseline, which is trial 0"),
         ([{"optimizer.lr": 0.1}], "0: is the same point as the baseline, which is trial 0"),
         ([{"epochs": 20}, {"epochs": 20, "optimizer.lr": 0.1}], "1: is the same point as points.0"),
@@ -199,3 +199,53 @@ def test_no_note_where_there_is_nothing_to_say(sections: dict[str, Any]) -> None
 def test_a_space_without_parameters_is_one_trial() -> None:
     assert space().notes() == ["nothing is searched: the baseline is the only trial"]
     assert space(search={"num_trials": 1}).notes() == []
+
+
+@pytest.mark.parametrize(
+    ("factor", "epochs", "fits"),
+    [(1.001, 30, False), (1.1, 3, False), (1.5, 3, True), (2, 1, True)],
+)
+def test_there_are_no_more_rungs_than_epochs(factor: float, epochs: int, fits: bool) -> None:
+    sections = {"base": base(epochs=epochs), "scheduler": {"reduction_factor": factor}}
+    if fits:
+        space(**sections)
+    else:
+        assert rules(**sections) == [
+            f"scheduler.reduction_factor: must leave fewer rungs than the {epochs} epochs of a "
+            f"trial, such as 3; got {factor}"
+        ]
+
+
+def test_a_fold_has_an_image_of_each_class() -> None:
+    few = {"data": {"validation": 10, "train_subset": 30}, "stand_in": 10}
+    small = {"base": base(batch_size=10), **few}
+    space(**small, refit={"folds": 4})
+    assert rules(**small, refit={"folds": 5}) == [
+        "refit.folds: must leave ten images a fold, one of each class: "
+        "at most 4 of 40 images, got 5"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("sections", "note"),
+    [
+        (
+            {"scheduler": {"name": "none", "brackets": 2}},
+            "scheduler.brackets has no effect with the scheduler none",
+        ),
+        (
+            {"scheduler": {"name": "median", "reduction_factor": 2.0}},
+            "scheduler.reduction_factor has no effect with the scheduler median",
+        ),
+        (
+            {"scheduler": {"name": "median", "min_trials": 64}},
+            "the scheduler stops nothing: scheduler.min_trials is as many as there are trials",
+        ),
+        (
+            {"refit": {"top_k": 65}},
+            "refit.top_k asks for more recipes than there are trials: 65 of 64",
+        ),
+    ],
+)
+def test_settings_without_effect_are_noted(sections: dict[str, Any], note: str) -> None:
+    assert space(**{"parameters": {"optimizer.lr": LR}} | sections).notes() == [note]

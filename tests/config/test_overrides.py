@@ -162,11 +162,14 @@ def test_an_option_is_key_and_value(path: Path, override: str) -> None:
     ]
 
 
-@pytest.mark.parametrize("override", ["points.0.optimizer.lr=3", "name.first=b"])
-def test_a_list_is_set_as_a_whole(path: Path, override: str) -> None:
-    (line,) = told(path, override)
-    assert line.startswith(f"--set {override}: ")
-    assert line.endswith("set a list as a whole: --set 'points=[{optimizer.lr: 0.1}]'")
+def test_a_list_is_set_as_a_whole(path: Path) -> None:
+    assert told(path, "points.0.optimizer.lr=3") == [
+        "--set points.0.optimizer.lr=3: set a list as a whole: --set 'points=[{optimizer.lr: 0.1}]'"
+    ]
+
+
+def test_a_value_has_no_keys(path: Path) -> None:
+    assert told(path, "name.first=b") == ["--set name.first=b: first has no section to lie in"]
 
 
 def test_the_other_mistakes_of_the_file_keep_their_lines(path: Path) -> None:

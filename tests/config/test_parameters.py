@@ -21,6 +21,8 @@ def test_a_range_contains_its_bounds_and_its_grid() -> None:
         ({"min": 1, "max": 3, "log": True, "step": 1}, "log and step exclude each other"),
         ({"min": 0, "max": 1, "step": 0.3}, "max must be min plus a multiple of step, got 1"),
         ({"min": 0, "max": 1, "step": 0}, "Input should be greater than 0"),
+        ({"min": 0, "max": 1, "step": 1e-40}, "step must leave at most 100,000 values, got 1e-40"),
+        ({"min": -1e300, "max": 1, "step": 0.5}, "step must leave at most 100,000 values"),
     ],
 )
 def test_a_range_refuses_what_cannot_be_sampled(values: dict[str, float], rule: str) -> None:

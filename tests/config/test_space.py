@@ -75,15 +75,17 @@ def test_a_parameter_must_fit_its_field(name: str, parameter: dict[str, Any], me
     assert rule(parameters={name: parameter}).startswith(f"parameters.{name}{message}")
 
 
-@pytest.mark.parametrize("value", ["adam", 3, "muon"])
-def test_a_condition_that_can_never_hold_is_refused(value: Any) -> None:
+@pytest.mark.parametrize(
+    ("value", "hint"), [("adam", "; did you mean adamw?"), (3, ""), ("muon", "")]
+)
+def test_a_condition_that_can_never_hold_is_refused(value: Any, hint: str) -> None:
     parameters = {
         "optimizer.name": {"values": ["sgd", "adamw"]},
         "model.dropout": {"min": 0, "max": 0.5, "when": {"optimizer.name": ["sgd", value]}},
     }
     assert rule(parameters=parameters) == (
         "parameters.model.dropout.when.optimizer.name: "
-        f"can never be {value!r}: optimizer.name is one of sgd, adamw"
+        f"can never be {value!r}: optimizer.name is one of sgd, adamw{hint}"
     )
 
 
@@ -200,3 +202,29 @@ def test_smoke_changes_nothing_else() -> None:
     assert smoke.search.sampler == "random"
     assert smoke.base.model.name == "speednet"
     assert full == space(name="a" * 100, search={"seed": 7, "sampler": "random"})
+
+
+def test_a_smoke_run_drops_what_no_longer_acts() -> None:
+    """With the epochs fixed, the strength is 0 for good, and the crop does nothing."""
+    smoke = space(
+        base={"augment": {"strength": 0.0}, "epochs": 3},
+        parameters={
+            "epochs": {"values": [3, 5]},
+            "augment.strength": {"values": [0, 0.5], "when": {"epochs": 5}},
+            "augment.crop": {"min": 0, "max": 8},
+            "optimizer.lr": {"min": 0.01, "max": 1.0},
+        },
+    ).smoke()
+    assert smoke.parameters.keys() == {"optimizer.lr"}
+
+
+@pytest.mark.parametrize(
+    ("name", "resolution"), [("resnet18", 16), ("speednet", 16), ("convnext_atto", 32)]
+)
+def test_a_smoke_run_shrinks_images_only_where_that_is_known_to_work(
+    name: str, resolution: int
+) -> None:
+    assert space(base={"model": {"name": name}}).smoke().base.model.resolution == resolution
+    searched = {"model.name": {"values": [name, "resnet34"]}}
+    both = space(base={"model": {"name": name}}, parameters=searched)
+    assert both.smoke().base.model.resolution == resolution

@@ -92,6 +92,10 @@ def test_the_time_budget_bounds_the_search_and_not_the_refit() -> None:
     assert roomy.search == free.search
 
 
+def test_the_first_result_is_foreseen() -> None:
+    assert plan_of(make_space()).first_epoch == 2 + 12
+
+
 def test_a_long_search_is_extrapolated() -> None:
     plan = plan_of(make_space(search={"num_trials": 640, "sampler": "random"}))
     assert plan.epochs == 640 * 4

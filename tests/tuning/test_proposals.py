@@ -210,10 +210,19 @@ def test_every_sampler_can_live_with_constraints(sampler: str) -> None:
 
 
 def test_a_baseline_that_breaks_a_constraint_is_an_error() -> None:
-    study = TrialStudy(make_space(constraints={"params": {"max": 1000}}))
+    bound = {"params": {"max": 1000}}
     with pytest.raises(UserError, match=r"base: constraints.params allows at most 1,000, and the"):
-        study.propose()
-    assert study.trials == []
+        TrialStudy(make_space(constraints=bound)).check()
+
+
+def test_a_point_that_breaks_a_constraint_is_an_error() -> None:
+    names = {"model.name": {"values": ["speednet_small", "resnet18"]}}
+    points = [{"optimizer.lr": 0.5}, {"model.name": "resnet18"}]
+    space = make_space(
+        names | CONDITIONAL, points=points, constraints={"params": {"max": 5_000_000}}
+    )
+    with pytest.raises(UserError, match=r"points.1: constraints.params allows at most 5,000,000"):
+        TrialStudy(space).check()
 
 
 def test_constraints_that_leave_nothing_are_an_error() -> None:
