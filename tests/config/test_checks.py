@@ -198,8 +198,8 @@ FLAT = {"augment__crop": 0, "augment__flip": 0}
         (
             FLAT,
             {"augment.strength": STRENGTH},
-            "augment.strength: has no effect: it takes augment.crop above 0 or another of its kind, "
-            "and none of them acts",
+            "augment.strength: has no effect: it takes augment.crop above 0 or another of its "
+            "kind, and none of them acts",
         ),
         (
             {"model": {"name": "resnet18", "weights": "imagenet"}},
