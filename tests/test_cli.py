@@ -133,6 +133,7 @@ def test_a_tracking_server_that_does_not_answer(uri: str, tmp_path: Path) -> Non
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_a_tracking_store_that_cannot_be_opened(tmp_path: Path, data_root: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     uri = f"sqlite:///{tmp_path}/file/mlflow.db"
@@ -336,6 +337,7 @@ def test_a_parameter_that_does_nothing_stops_the_search(tmp_path: Path, data_roo
     assert stages == [("deleted",)]
 
 
+@pytest.mark.slow
 def test_several_objectives_from_end_to_end(tmp_path: Path, data_root: Path) -> None:
     (tmp_path / "small.yaml").write_text(SMALL)
     changes = {

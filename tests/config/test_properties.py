@@ -42,7 +42,7 @@ def messages(text: str) -> list[str]:
 # ---- Round trip
 
 
-@settings(slow_to_draw, max_examples=200)
+@settings(slow_to_draw, max_examples=100)
 @given(texts(valid_spaces()))
 def test_a_valid_file_says_what_it_says_and_survives_its_dump(case: tuple[str, Tree]) -> None:
     text, data = case
@@ -63,7 +63,7 @@ def test_a_valid_file_says_what_it_says_and_survives_its_dump(case: tuple[str, T
     }
 
 
-@settings(slow_to_draw, max_examples=120)
+@settings(slow_to_draw, max_examples=60)
 @given(texts(valid_spaces("random")), st.data())
 def test_what_optuna_draws_is_a_recipe_that_survives_its_dump(
     case: tuple[str, Tree], data: st.DataObject
@@ -231,7 +231,7 @@ def check_unknown(message: str, text: str, path: Path, wrong: str) -> None:
     assert key.strip("'") == wrong
 
 
-@settings(slow_to_draw, max_examples=400)
+@settings(slow_to_draw, max_examples=200)
 @given(texts(valid_spaces()), st.data())
 def test_any_one_slip_in_any_key_is_told_with_what_was_meant(
     case: tuple[str, Tree], data: st.DataObject
@@ -275,7 +275,7 @@ def nest(path: Path, other: Path) -> bool:
     return path[: len(other)] == other or other[: len(path)] == path
 
 
-@settings(slow_to_draw, max_examples=200)
+@settings(slow_to_draw, max_examples=100)
 @given(texts(valid_spaces()), st.data())
 def test_all_mistakes_are_told_at_once_and_nothing_else(
     case: tuple[str, Tree], data: st.DataObject
