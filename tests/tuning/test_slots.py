@@ -24,6 +24,8 @@ from cifartune.data import LabelledImages
 from cifartune.errors import Interrupted, UserError
 from cifartune.events import Observer
 from cifartune.logs import log_to
+from cifartune.planning import Plan
+from cifartune.planning.ahead import look_ahead
 from cifartune.training import SplitImages, Trainer
 from cifartune.tuning.cluster import cluster
 from cifartune.tuning.jobs import LOGITS, WEIGHTS, run_job
@@ -227,6 +229,41 @@ class Watcher(Observer):
     def trial_ended(self, trial: FrozenTrial) -> None:
         assert trial.state.is_finished()
         self.heard.append(("end", trial.number))
+
+
+@pytest.mark.parametrize("crop", [1, 8])
+def test_the_look_ahead_plans_a_search_or_stops_it(
+    crop: int, pool: SlotPool, tmp_path: Path, folder: Path, data_root: Path, recipe: Recipe
+) -> None:
+    """Of a crop of one pixel, a strength of 0.4 leaves none."""
+    base = recipe.with_values({"augment.strength": 0.4, "augment.crop": 0, "seed": 0})
+    space = SearchSpace.model_validate(
+        {
+            "name": "toy",
+            "base": base.model_dump(),
+            "parameters": {"augment.crop": {"min": 0, "max": crop}},
+            "search": {"num_trials": 2},
+        }
+    )
+
+    def look() -> Plan:
+        return look_ahead(
+            space,
+            pool,
+            folder=tmp_path,
+            data_root=data_root,
+            splits=folder / "splits.npz",
+            started=time.monotonic(),
+        )
+
+    if crop == 1:
+        with pytest.raises(UserError, match=r"parameters\.augment\.crop: changes nothing: with 0"):
+            look()
+    else:
+        plan = look()
+        assert (plan.trials, plan.slots, plan.reaching) == (2, 2, {1: 2, 2: plan.reaching[2]})
+        assert plan.rates["speednet_small"] > 0 and plan.memory > 10**8
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_search_can_be_stopped_and_resumed(
