@@ -14,7 +14,7 @@ from rich.console import Console
 from cifartune.clock import Clock
 from cifartune.config import SearchSpace
 from cifartune.data import load_train
-from cifartune.data.splits import Splits, make_splits
+from cifartune.data.splits import Splits, splits_of
 from cifartune.errors import Interrupted, UserError
 from cifartune.files import write_atomically
 from cifartune.interrupt import ctrl_c
@@ -168,16 +168,9 @@ class Search:
 
     def _make_splits(self) -> Splits:
         """The search's splits: drawn once, then read, so that a resumed search sees the same."""
-        path, space = self.run_folder.splits, self.space
+        path = self.run_folder.splits
         if not path.exists():
-            make_splits(
-                self._train.labels,
-                validation=space.data.validation,
-                train_subset=space.data.train_subset,
-                folds=space.refit.folds,
-                seed=space.search.seed,
-                stand_in=space.stand_in,
-            ).save(path)
+            splits_of(self.space, self._train.labels).save(path)
         return Splits.load(path)
 
     def _run_trials(self, pool: "SlotPool") -> None:

@@ -3,11 +3,15 @@
 import io
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from cifartune.files import write_atomically
+
+if TYPE_CHECKING:
+    from cifartune.config import SearchSpace
 
 Indices = npt.NDArray[np.int64]
 
@@ -107,3 +111,15 @@ def _ranks_in_class(labels: npt.NDArray[np.uint8], random: np.random.Generator) 
         members = np.flatnonzero(labels == label)
         ranks[members] = random.permutation(len(members))
     return ranks
+
+
+def splits_of(space: "SearchSpace", labels: npt.NDArray[np.uint8]) -> Splits:
+    """The splits that a search of `space` draws."""
+    return make_splits(
+        labels,
+        validation=space.data.validation,
+        train_subset=space.data.train_subset,
+        folds=space.refit.folds,
+        seed=space.search.seed,
+        stand_in=space.stand_in,
+    )

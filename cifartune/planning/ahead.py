@@ -10,7 +10,7 @@ from optuna.trial import FrozenTrial
 
 from cifartune.config import SearchSpace
 from cifartune.data import load_train
-from cifartune.data.splits import make_splits
+from cifartune.data.splits import splits_of
 from cifartune.errors import UserError
 from cifartune.logs import log_to
 from cifartune.planning.plan import Plan, make_plan, recipes_to_measure
@@ -98,14 +98,7 @@ def plan_search(
             shape = SlotShape.choose(space.resources, space.search.max_concurrent)
             with SlotPool(shape, name=f"plan-{space.name}", storage=folder / "ray") as pool:
                 splits = folder / "splits.npz"
-                make_splits(
-                    load_train(data_root).labels,
-                    validation=space.data.validation,
-                    train_subset=space.data.train_subset,
-                    folds=space.refit.folds,
-                    seed=space.search.seed,
-                    stand_in=space.stand_in,
-                ).save(splits)
+                splits_of(space, load_train(data_root).labels).save(splits)
                 return look_ahead(
                     space,
                     pool,
