@@ -1,6 +1,7 @@
 """The one look at the test set, by the winner's fold ensemble."""
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from cifartune.training.classifier import Ensemble, load_classifier, predict
 from cifartune.training.device import choose_device, choose_precision
 
 
-def load_ensemble(weights: list[Path]) -> Ensemble:
+def load_ensemble(weights: Sequence[Path]) -> Ensemble:
     """The ensemble of the fold models in `weights`, on the CPU."""
     return Ensemble([load_classifier(path) for path in weights])
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from optuna.trial import FrozenTrial, TrialState
 
 from cifartune.config import Recipe
 from cifartune.data.splits import Splits
@@ -16,10 +17,11 @@ from cifartune.events import Observer
 from cifartune.runs import RunFolder
 from cifartune.seeds import derive_seed
 from cifartune.statistics import Accuracy
-from cifartune.tuning.jobs import LOGITS, WEIGHTS
+from cifartune.training.optim import restart_epochs
+from cifartune.tuning.jobs import LOGITS, SNAPSHOTS, WEIGHTS
 from cifartune.tuning.messages import Failed, Job, Progress
 from cifartune.tuning.slots import SlotPool
-from cifartune.tuning.study import TrialStudy
+from cifartune.tuning.study import TrialStudy, kept_epoch
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class Candidate:
         fold_accuracies: The accuracy of each fold's held-out images.
         loss: Out-of-fold cross-entropy.
         weights: The fold models' files.
+        snapshots: The same with each fold's snapshots; None where its rate was not restarted.
     """
 
     number: int
@@ -41,6 +44,22 @@ class Candidate:
     accuracy: Accuracy
     fold_accuracies: list[float]
     loss: float
+    weights: list[Path]
+    snapshots: "SnapshotEnsemble | None" = None
+
+
+@dataclass(frozen=True)
+class SnapshotEnsemble:
+    """A candidate whose folds are each the ensemble of the weights at the ends of all cycles.
+
+    Huang et al., https://arxiv.org/abs/1704.00109.
+
+    Attributes:
+        accuracy: Out-of-fold, over all images.
+        weights: The files of all folds' snapshots, last epochs included.
+    """
+
+    accuracy: Accuracy
     weights: list[Path]
 
 
@@ -70,8 +89,7 @@ def run_refit(
     space = study.space
     recipes = {}
     for trial in study.best(space.refit.top_k):
-        recipe = study.recipe(trial)
-        recipes[trial.number] = recipe.with_values({"epochs": space.refit.epochs or recipe.epochs})
+        recipes[trial.number] = refit_recipe(study, trial)
         for observer in observers:
             observer.refit_started(trial.number, recipes[trial.number], space.refit.folds)
     jobs, failed = {}, dict[int, str]()
@@ -116,6 +134,23 @@ def run_refit(
     return sorted(candidates, key=lambda c: -c.accuracy.value)
 
 
+def refit_recipe(study: TrialStudy, trial: FrozenTrial) -> Recipe:
+    """The recipe of a trial, as each fold of its refit trains it.
+
+    A fold's held-out images must not choose when to stop, or they would be no test of its model: a
+    trial that listened to its validation images is refit for as many epochs as it kept.
+    """
+    recipe = study.recipe(trial)
+    values: dict[str, Any] = {"epochs": study.space.refit.epochs or recipe.epochs}
+    listened = recipe.stopping.metric.startswith("val_")
+    if listened or recipe.stopping.keep == "best":
+        values["stopping.keep"] = "last"
+        values["stopping.metric"] = "none" if listened else recipe.stopping.metric
+        if trial.state is TrialState.COMPLETE and study.space.refit.epochs is None:
+            values["stopping.epoch"] = kept_epoch(trial)
+    return recipe.with_values(values)
+
+
 def out_of_fold_logits(
     run: RunFolder, splits: Splits, number: int, folds: int
 ) -> npt.NDArray[np.float32]:
@@ -123,9 +158,14 @@ def out_of_fold_logits(
 
     Images that the refit did not use, as in a smoke run, are NaN.
     """
+    return _gathered(splits, [run.fold(number, fold) / LOGITS for fold in range(folds)])
+
+
+def _gathered(splits: Splits, files: Sequence[Path]) -> npt.NDArray[np.float32]:
+    """Logits of all images, from one file a fold."""
     logits = np.full((len(splits.fold), 10), np.nan, dtype=np.float32)
-    for fold in range(folds):
-        logits[splits.held_out(fold)[1]] = np.load(run.fold(number, fold) / LOGITS)
+    for fold, file in enumerate(files):
+        logits[splits.held_out(fold)[1]] = np.load(file)
     return logits
 
 
@@ -140,6 +180,7 @@ def _candidate(
     from scipy.special import softmax  # a second to import, with scikit-learn
     from sklearn.metrics import log_loss
 
+    folders = [run.fold(number, fold) for fold in range(folds)]
     logits = out_of_fold_logits(run, splits, number, folds)
     used = splits.fold >= 0
     correct = logits.argmax(1) == labels
@@ -150,7 +191,32 @@ def _candidate(
         accuracy=Accuracy.of(int(correct[used].sum()), int(used.sum())),
         fold_accuracies=[float(correct[splits.fold == fold].mean()) for fold in range(folds)],
         loss=float(log_loss(labels[used], probabilities, labels=np.arange(10))),
-        weights=[run.fold(number, fold) / WEIGHTS for fold in range(folds)],
+        weights=[folder / WEIGHTS for folder in folders],
+        snapshots=_snapshots(folders, recipe, splits, labels),
+    )
+
+
+def _snapshots(
+    folders: Sequence[Path], recipe: Recipe, splits: Splits, labels: npt.NDArray[np.uint8]
+) -> SnapshotEnsemble | None:
+    from scipy.special import softmax
+
+    epochs = [e for e in restart_epochs(recipe) if e < recipe.last_epoch]
+    if not epochs:
+        return None
+    members = [
+        folders,
+        *([folder / SNAPSHOTS / str(epoch) for folder in folders] for epoch in epochs),
+    ]
+    probabilities = [
+        softmax(_gathered(splits, [folder / LOGITS for folder in member]), axis=1)
+        for member in members
+    ]
+    used = splits.fold >= 0
+    correct = np.mean(probabilities, axis=0).argmax(1)[used] == labels[used]
+    return SnapshotEnsemble(
+        accuracy=Accuracy.of(int(correct.sum()), len(correct)),
+        weights=[folder / WEIGHTS for member in members for folder in member],
     )
 
 

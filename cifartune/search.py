@@ -3,7 +3,7 @@
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -219,13 +219,15 @@ class Search:
 
         run = self.run_folder
         with self._clock.time("evaluate"):
-            ensemble = load_ensemble(candidates[0].weights)
-            test = self._evaluate_once(ensemble)
-            export_ensemble(ensemble, run.program)
+            winner = candidates[0]
+            models = [winner.weights, *([winner.snapshots.weights] if winner.snapshots else [])]
+            accuracies = self._evaluate_once(models)
+            export_ensemble(load_ensemble(winner.weights), run.program)
+        test = accuracies[0]
         result = outcome(
             self._study,
             candidates,
-            test,
+            *accuracies,
             run=run,
             seconds=self._clock.totals(),
             mlflow={"uri": self._uri, "run_id": self._tracker.run_id},
@@ -242,10 +244,13 @@ class Search:
         self._tracker.search_ended(headline, [f for f in files if f.exists()], run.program)
         return result
 
-    def _evaluate_once(self, ensemble: Any) -> Accuracy:
-        """The accuracy on the test set, or on its stand-in; a second time, what was found."""
+    def _evaluate_once(self, models: Sequence[Sequence[Path]]) -> list[Accuracy]:
+        """The accuracy on the test set, or on its stand-in, of ensembles of the files in `models`.
+
+        A second time, what was found.
+        """
         from cifartune.data.test_set import load_test
-        from cifartune.evaluate import evaluate, stand_in
+        from cifartune.evaluate import evaluate, load_ensemble, stand_in
 
         path = self.run_folder.evaluation
         if not path.exists():
@@ -253,8 +258,9 @@ class Search:
                 images = stand_in(self._train, self._splits.stand_in)
             else:
                 images = load_test(self._data_root)
-            write_atomically(path, json.dumps(evaluate(ensemble, images).as_dict()))
-        return Accuracy(**json.loads(path.read_text()))
+            found = [evaluate(load_ensemble(weights), images).as_dict() for weights in models]
+            write_atomically(path, json.dumps(found))
+        return [Accuracy(**accuracy) for accuracy in json.loads(path.read_text())]
 
     def _summarize(self, result: dict[str, Any]) -> None:
         from cifartune.report.summary import print_summary

@@ -12,9 +12,9 @@ from scipy.special import log_softmax
 from cifartune.config import SearchSpace
 from cifartune.data.splits import Splits, make_splits
 from cifartune.errors import UserError
-from cifartune.refit import out_of_fold_logits, run_refit
+from cifartune.refit import out_of_fold_logits, refit_recipe, run_refit
 from cifartune.runs import RunFolder
-from cifartune.tuning.jobs import LOGITS
+from cifartune.tuning.jobs import LOGITS, SNAPSHOTS
 from cifartune.tuning.messages import Failed, Finished, Job, Message
 from cifartune.tuning.study import TrialStudy, sqlite_url
 
@@ -152,3 +152,78 @@ def test_a_search_for_the_least_loss_chooses_by_loss(
     candidates = refit(study, run, FakePool(splits, labels))
     losses = [c.loss for c in candidates]
     assert losses == sorted(losses)
+
+
+@pytest.mark.parametrize(
+    ("stopping", "attributes", "expected"),
+    [
+        ({"metric": "val_loss"}, {"kept_epoch": 2}, ("none", "last", 2)),
+        ({"keep": "best"}, {"kept_epoch": 1}, ("none", "last", 1)),
+        ({"metric": "train_accuracy"}, {"kept_epoch": 2}, ("train_accuracy", "last", 0)),
+        (
+            {"metric": "train_accuracy", "keep": "best"},
+            {"kept_epoch": 2},
+            ("train_accuracy", "last", 2),
+        ),
+        ({}, {"kept_epoch": 3}, ("none", "last", 0)),
+    ],
+)
+def test_held_out_images_do_not_choose_when_a_refit_stops(
+    tmp_path: Path,
+    stopping: dict[str, str],
+    attributes: dict[str, int],
+    expected: tuple[str, str, int],
+) -> None:
+    base = {"epochs": 3, "optimizer": {"lr": 0.2}, "stopping": stopping}
+    space = {"base": base, "refit": {"top_k": 1, "folds": FOLDS}}
+    study, _ = search(tmp_path, **space)
+    study.propose()
+    study.record(8, 3, 0.9)
+    study.annotate(8, attributes)
+    study.record(8, attributes["kept_epoch"], 0.9)
+    study.complete(8)
+    recipe = refit_recipe(study, study.trials[8])
+    assert recipe.epochs == 3
+    rules = recipe.stopping
+    assert (rules.metric, rules.keep, rules.epoch) == expected
+
+
+def test_epochs_that_the_refit_has_of_its_own_are_all_trained(tmp_path: Path) -> None:
+    base = {"epochs": 3, "optimizer": {"lr": 0.2}, "stopping": {"metric": "val_loss"}}
+    study, _ = search(tmp_path, base=base)
+    recipe = refit_recipe(study, study.trials[0])
+    assert (recipe.last_epoch, recipe.stopping.metric) == (5, "none")
+
+
+def test_the_ends_of_all_cycles_make_an_ensemble(
+    tmp_path: Path, splits: Splits, labels: Any
+) -> None:
+    """Two snapshots outvote a last epoch that is wrong about all."""
+    schedule = {"name": "restarts", "cycles": 3, "warmup": 0.0}
+    base = {"epochs": 6, "optimizer": {"lr": 0.2}, "schedule": schedule}
+    study, run = search(tmp_path, base=base, refit={"top_k": 1, "folds": FOLDS})
+
+    class WithSnapshots(FakePool):
+        def run(self, *args: Any, **kwargs: Any) -> Iterator[tuple[Job, Message]]:
+            for job, message in super().run(*args, **kwargs):
+                assert job.fold is not None
+                right = labels[splits.held_out(job.fold)[1]]
+                for classes, place in ((right, "2"), (right, "4"), ((right + 1) % 10, "")):
+                    folder = job.folder / SNAPSHOTS / place if place else job.folder
+                    folder.mkdir(parents=True, exist_ok=True)
+                    np.save(folder / LOGITS, 2 * np.eye(10, dtype=np.float32)[classes])
+                yield job, message
+
+    candidate = refit(study, run, WithSnapshots(splits, labels))[0]
+    assert candidate.accuracy.value == 0
+    assert candidate.snapshots is not None
+    assert candidate.snapshots.accuracy.value == 1
+    assert len(set(candidate.snapshots.weights)) == 3 * FOLDS
+    assert set(candidate.weights) < set(candidate.snapshots.weights)
+
+
+def test_without_restarts_there_are_no_snapshots(
+    tmp_path: Path, splits: Splits, labels: Any
+) -> None:
+    study, run = search(tmp_path)
+    assert refit(study, run, FakePool(splits, labels))[0].snapshots is None

@@ -10,7 +10,7 @@ from optuna.trial import TrialState
 from rich.console import Console
 
 from cifartune.config import SearchSpace
-from cifartune.refit import Candidate
+from cifartune.refit import Candidate, SnapshotEnsemble
 from cifartune.report.frames import curves_frame, trials_frame
 from cifartune.report.summary import outcome, print_summary, to_json
 from cifartune.report.tables import Row, short, show_time, trials_table
@@ -117,6 +117,24 @@ def test_the_summary_fits_on_a_terminal(result: dict[str, Any], study: TrialStud
     leaderboard = text[: text.index("5 trials")]
     assert leaderboard.index("52.00%") < leaderboard.index("32.00%") < leaderboard.index("41.00%")
     assert "62.00%" not in leaderboard, "an infeasible trial is no candidate"
+
+
+def test_snapshots_are_told_beside_the_fold_ensemble(study: TrialStudy, tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path / "runs", SPACE, "toy")
+    recipe = study.recipe(study.trials[2])
+    snapshots = SnapshotEnsemble(Accuracy.of(92, 100), [Path("a"), Path("b")])
+    candidate = Candidate(2, recipe, Accuracy.of(90, 100), [0.9], 0.4, [Path("a")], snapshots)
+    accuracies = Accuracy.of(91, 100), Accuracy.of(93, 100)
+    seconds = {"total": 110.0}
+    result = outcome(study, [candidate], *accuracies, run=run, seconds=seconds, mlflow={})
+    assert result["snapshot_ensemble"]["test_accuracy"]["value"] == 0.93
+    assert result["snapshot_ensemble"]["models"] == 2
+    file = io.StringIO()
+    print_summary(result, study, Console(file=file, width=80))
+    lines = [line for line in file.getvalue().splitlines() if "%" in line]
+    assert any("snapshots" in line and "92.00%" in line for line in lines)
+    assert any("test" in line and "93.00%" in line for line in lines)
+    assert max(map(len, file.getvalue().splitlines())) <= 80
 
 
 def test_frames_have_a_row_a_trial_and_a_row_an_epoch(study: TrialStudy) -> None:

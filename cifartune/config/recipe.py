@@ -286,6 +286,11 @@ class Recipe(Section):
         text = json.dumps([SCHEMA_VERSION, self.model_dump()], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
+    @property
+    def last_epoch(self) -> int:
+        """The epoch at which a run ends, if nothing that it brings ends it before."""
+        return min(self.epochs, self.stopping.epoch or self.epochs)
+
     def flat(self) -> dict[str, Any]:
         """All values by dotted field name, such as `optimizer.lr`."""
         return dict(_flatten(self.model_dump()))

@@ -16,7 +16,7 @@ from cifartune.report.planned import used_table
 from cifartune.report.tables import Row, short, show, show_time, trials_table
 from cifartune.runs import RunFolder
 from cifartune.statistics import Accuracy
-from cifartune.tuning.study import REFUSED, TrialStudy, is_feasible
+from cifartune.tuning.study import REFUSED, TrialStudy, is_feasible, kept_epoch
 
 LEADERBOARD = 10
 
@@ -25,6 +25,7 @@ def outcome(
     study: TrialStudy,
     candidates: list[Candidate],
     test: Accuracy,
+    snapshots: Accuracy | None = None,
     *,
     run: RunFolder,
     seconds: dict[str, float],
@@ -52,6 +53,7 @@ def outcome(
             for c in candidates
         ],
         "test_accuracy": test.as_dict(),
+        "snapshot_ensemble": _snapshot_ensemble(winner, snapshots),
         "test_set": "stand-in cut from the training images" if space.stand_in else "CIFAR-10 test",
         "test_time_augmentation": winner.recipe.tta,
         "trials": {
@@ -81,6 +83,16 @@ def _values(space: SearchSpace, trial: FrozenTrial) -> dict[str, float]:
     return dict(zip(metrics, trial.values, strict=True))
 
 
+def _snapshot_ensemble(winner: Candidate, test: Accuracy | None) -> dict[str, Any] | None:
+    if winner.snapshots is None or test is None:
+        return None
+    return {
+        "cv_accuracy": winner.snapshots.accuracy.as_dict(),
+        "test_accuracy": test.as_dict(),
+        "models": len(winner.snapshots.weights),
+    }
+
+
 def _used(
     study: TrialStudy, candidates: list[Candidate], run: RunFolder, seconds: dict[str, float]
 ) -> dict[str, Any]:
@@ -88,7 +100,7 @@ def _used(
     space = study.space
     epochs = sum(len(trial.intermediate_values) for trial in study.trials)
     folds = space.refit.folds
-    refit_epochs = folds * sum(candidate.recipe.epochs for candidate in candidates)
+    refit_epochs = folds * sum(candidate.recipe.last_epoch for candidate in candidates)
     files = [f for f in run.path.rglob("*") if f.is_file() and run.ray not in f.parents]
     logged = run.program.stat().st_size if run.program.exists() else 0
     return {
@@ -108,7 +120,7 @@ def changes(base: Recipe, recipe: Recipe, space: SearchSpace) -> dict[str, list[
     Only what was searched, and the refit's epochs: seeds differ in any case.
     """
     before, after = base.flat(), recipe.flat()
-    names = [*space.parameters, "epochs"]
+    names = [*space.parameters, "epochs", "stopping.epoch"]
     return {n: [before[n], after[n]] for n in dict.fromkeys(names) if before[n] != after[n]}
 
 
@@ -130,8 +142,8 @@ def print_summary(result: dict[str, Any], study: TrialStudy, console: Console) -
         console.print()
     console.print(f"[bold]Winner: trial {number}.[/] Against the baseline it changes")
     for field, (before, after) in result["changed"].items():
-        if field == "epochs" and field not in study.space.parameters:
-            field = "epochs (of the refit)"
+        if field in ("epochs", "stopping.epoch") and field not in study.space.parameters:
+            field = f"{field} (of the refit)"
         console.print(f"  {field:24} {_exact(before):>10} -> {_exact(after)}", highlight=False)
     if not result["changed"]:
         console.print("  nothing: the baseline itself won")
@@ -147,6 +159,11 @@ def print_summary(result: dict[str, Any], study: TrialStudy, console: Console) -
     ]
     if result["test_set"] != "CIFAR-10 test":
         lines[-1] = ("stand-in", f"{_interval(result['test_accuracy'])}, no test images used")
+    if snapshots := result["snapshot_ensemble"]:
+        lines += [
+            ("snapshots", f"{_interval(snapshots['cv_accuracy'])}, CV: the ends of all cycles"),
+            ("", f"{_interval(snapshots['test_accuracy'])}, {lines[-1][0]}, in the same look"),
+        ]
     console.print("\n[bold]Accuracy[/]")
     for label, text in lines:
         console.print(f"  {label:12} {text}", highlight=False)
@@ -173,7 +190,8 @@ def _leaderboard(study: TrialStudy, width: int) -> Table:
     rows = []
     for trial in study.best(LEADERBOARD):
         recipe = study.recipe(trial)
-        epoch, value = max(trial.intermediate_values.items())
+        epoch = kept_epoch(trial)
+        value = trial.intermediate_values[epoch]
         state = ends.get(trial.state, "unfinished")
         rows.append(Row(trial.number, trial.params, recipe.epochs, state, epoch, value))
     space = study.space

@@ -7,8 +7,10 @@ its values, and what the trainer builds and computes must differ.
 
 import hashlib
 import random
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from functools import cache
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -19,6 +21,7 @@ from cifartune.config.recipe import Recipe, recipe_fields
 from cifartune.config.space import SearchSpace
 from cifartune.seeds import derive_seed
 from cifartune.training.failures import TrainingFailure
+from cifartune.training.history import EpochResult
 from cifartune.training.images import SplitImages
 from cifartune.training.trainer import Trainer
 
@@ -33,6 +36,9 @@ STEPS = 2
 
 STEP_IMAGES = 32
 """Images a step; as many are predicted after the last."""
+
+LONG = 1000.0
+"""A gradient of a weight that no recipe leaves as long as that, if it limits gradients at all."""
 
 TRAIN_IMAGES = 512
 """Training images that are used at least; they cost little beside the steps."""
@@ -79,8 +85,8 @@ def fingerprint(recipe: Recipe, split: SplitImages) -> str:
 
     Over that alone, never over the recipe: the initial weights, the sizes of an epoch's batches,
     the optimiser's settings in the course of the run, what enters the network, the loss, and the
-    weights and predictions after two small steps. A failure of the recipe in these steps is
-    a result like any other.
+    weights and predictions after two small steps and one along made-up gradients. A failure of
+    the recipe in these steps is a result like any other.
     """
     trainer = Trainer(recipe, split, device=CPU)
     network, groups = trainer.network, trainer.optimizer.param_groups
@@ -89,8 +95,11 @@ def fingerprint(recipe: Recipe, split: SplitImages) -> str:
     for quarter in range(5):
         trainer.set_lr(min(steps * quarter // 4, steps - 1))
         seen.append(_hash([_numbers(group) for group in groups]))
+    for history in _made_up(steps // trainer.steps_per_epoch):
+        seen.append(_hash(_course(trainer, history)))
+    trainer.history = []
 
-    network.register_forward_pre_hook(lambda _, inputs: seen.append(_hash(inputs)))
+    hook = network.register_forward_pre_hook(lambda _, inputs: seen.append(_hash(inputs)))
     start = trainer.state_dict()
     # Each step draws the same random numbers: one that drew more or fewer and made nothing of
     # them would still change what the next one draws.
@@ -100,10 +109,49 @@ def fingerprint(recipe: Recipe, split: SplitImages) -> str:
             trainer.load_state_dict(trainer.state_dict() | draws)
             seen.append(_hash(trainer.train_on([batch[:STEP_IMAGES]])))
     except TrainingFailure as failure:
-        seen.append(failure.kind)
+        return _hash([*seen, failure.kind])
+    hook.remove()
     seen.append(_hash(network.state_dict()))
     seen.append(_hash(trainer.predict(split.images[split.validation[:STEP_IMAGES]])))
+    for weight in network.parameters():  # later gradients may be longer than those of these steps
+        weight.grad = torch.full_like(weight, LONG) if weight.requires_grad else None
+    trainer.apply_gradients(steps - 1)
+    seen.append(_hash(trainer.classifier.state_dict()))
     return _hash(seen)
+
+
+def _course(trainer: Trainer, history: list[EpochResult]) -> list[Any]:
+    """What `history` leads to: where the run ends, what it keeps, the rate in its last step."""
+
+    def is_over(epochs: int) -> bool:
+        trainer.history = history[:epochs]
+        return trainer.is_over
+
+    end = bisect_left(range(1, len(history)), True, key=is_over)
+    trainer.history = history
+    trainer.set_lr(trainer.total_steps - 1)
+    return [end, trainer.kept_epoch, [group["lr"] for group in trainer.optimizer.param_groups]]
+
+
+def _made_up(epochs: int) -> Iterator[list[EpochResult]]:
+    """The results of runs, for what acts on them later than in the first steps.
+
+    In each run one metric gets better by ever smaller steps to the middle and then worse, while
+    the others get better by far in each epoch.
+    """
+    changes = [
+        10 ** (-12 * epoch / epochs) if epoch < epochs // 2 else -1.0 for epoch in range(epochs - 1)
+    ]
+    curve = [0.0, *accumulate(changes)]
+    for metric in ("val_accuracy", "val_loss", "train_accuracy", "train_loss"):
+        run = []
+        for epoch in range(epochs):
+            values = {}
+            for name in ("val_accuracy", "val_loss", "train_accuracy", "train_loss"):
+                good = curve[epoch] if name == metric else float(epoch)
+                values[name] = good if name.endswith("accuracy") else 2 * epochs - good
+            run.append(EpochResult(epoch + 1, lr=0.0, images_per_second=0.0, seconds=0.0, **values))
+        yield run
 
 
 def _few_images(space: SearchSpace, split: SplitImages) -> SplitImages:

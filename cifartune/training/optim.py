@@ -1,12 +1,15 @@
 """The optimiser, through timm's factory, and the learning-rate schedule, as a function of time."""
 
 import math
+from collections.abc import Iterable
+from itertools import pairwise
 
 import torch
 from timm.optim import create_optimizer_v2
 from torch import nn
 
-from cifartune.config.recipe import OptimizerRecipe, ScheduleRecipe
+from cifartune.config.recipe import OptimizerRecipe, Recipe, ScheduleRecipe
+from cifartune.training.history import plateaus
 
 WARMUP_START = 0.2
 """The share of the peak learning rate at which a warm-up starts."""
@@ -32,28 +35,46 @@ def build_optimizer(network: nn.Module, recipe: OptimizerRecipe) -> torch.optim.
     )
 
 
-def lr_factor(recipe: ScheduleRecipe, progress: float) -> float:
-    """The share of the peak learning rate at `progress`, the share of the steps done, in [0, 1)."""
+def lr_factor(recipe: ScheduleRecipe, progress: float, losses: Iterable[float] = ()) -> float:
+    """The share of the peak learning rate at a point of the run.
+
+    Args:
+        recipe: The schedule.
+        progress: The share of the steps done, in [0, 1).
+        losses: The training loss of each epoch done.
+    """
     if progress < recipe.warmup:
         return WARMUP_START + (1 - WARMUP_START) * progress / recipe.warmup
     rest = (progress - recipe.warmup) / (1 - recipe.warmup)
     if recipe.name == "constant":
         return 1.0
+    if recipe.name == "plateau":
+        return float(recipe.gamma ** plateaus(losses, recipe.patience))
     if recipe.name == "step":
         return float(recipe.gamma ** int(rest * (recipe.drops + 1)))
     if recipe.name == "one_cycle":
         return 1 - rest
     if recipe.name == "restarts":
-        rest = _share_of_cycle(rest, recipe.cycles, recipe.cycle_growth)
+        start, end = next((a, b) for a, b in pairwise([0.0, *_cycle_ends(recipe)]) if rest < b)
+        rest = (rest - start) / (end - start)
     return (1 + math.cos(math.pi * rest)) / 2
 
 
-def _share_of_cycle(rest: float, cycles: int, growth: float) -> float:
-    """How much of its cycle is over at `rest`, where each cycle is `growth` times the last."""
-    lengths = [growth**cycle for cycle in range(cycles)]
-    position = rest * sum(lengths)
-    for length in lengths[:-1]:
-        if position < length:
-            return position / length
-        position -= length
-    return position / lengths[-1]
+def restart_epochs(recipe: Recipe) -> list[int]:
+    """The epochs after which the rate is restarted, where the schedule is `restarts`.
+
+    Where a cycle ends within an epoch, the one before it, for there the rate is low.
+    """
+    if recipe.schedule.name != "restarts":
+        return []
+    warmup = recipe.schedule.warmup
+    ends = [warmup + (1 - warmup) * end for end in _cycle_ends(recipe.schedule)[:-1]]
+    # A rounding error must not cost a whole epoch.
+    epochs = [int(recipe.epochs * end + 1e-6) for end in ends]
+    return [epoch for epoch in dict.fromkeys(epochs) if epoch]
+
+
+def _cycle_ends(recipe: ScheduleRecipe) -> list[float]:
+    """The ends of the cycles, each `cycle_growth` times the last, as shares of all of them."""
+    lengths = [recipe.cycle_growth**cycle for cycle in range(recipe.cycles)]
+    return [*(sum(lengths[:cycle]) / sum(lengths) for cycle in range(1, recipe.cycles)), 1.0]

@@ -5,63 +5,30 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from cifartune.config.recipe import Recipe
 from cifartune.models import build_model
 from cifartune.models.freezing import set_training
 from cifartune.models.speednet import SpeedNet
-from cifartune.training.augment import (
-    Targets,
-    apply_policy,
-    crop_and_flip,
-    cutout_,
-    distort,
-    mix,
-)
+from cifartune.training.augment import apply_policy, crop_and_flip, cutout_, distort, mix
+from cifartune.training.averaging import WeightAverage
 from cifartune.training.classifier import EVAL_BATCH, Classifier, predict
 from cifartune.training.device import choose_device, choose_precision
 from cifartune.training.failures import NonFiniteLoss
+from cifartune.training.history import EpochResult, has_ended, kept_epoch
 from cifartune.training.images import Normalization, SplitImages
 from cifartune.training.optim import build_optimizer, lr_factor
+from cifartune.training.sharpness import climb
+from cifartune.training.targets import Targets, hardest
 
 WHITENING_IMAGES = 5000
-
-
-@dataclass(frozen=True)
-class EpochResult:
-    """What one epoch brought.
-
-    Attributes:
-        epoch: The epoch's number, from 1.
-        train_loss: Mean over the epoch's images, as trained: augmented, smoothed, with dropout.
-        train_accuracy: Likewise, in [0, 1].
-        val_loss: Mean cross-entropy over the validation images, without label smoothing.
-        val_accuracy: In [0, 1]; without test-time augmentation.
-        lr: The learning rate of the epoch's last step.
-        images_per_second: Training images a second, validation not counted.
-        seconds: Wall time of the epoch, validation included.
-    """
-
-    epoch: int
-    train_loss: float
-    train_accuracy: float
-    val_loss: float
-    val_accuracy: float
-    lr: float
-    images_per_second: float
-    seconds: float
-
-    def metrics(self) -> dict[str, float]:
-        """All values but the epoch, by name."""
-        values = asdict(self)
-        del values["epoch"]
-        return values
 
 
 def train(
@@ -89,6 +56,12 @@ class Trainer:
         split: Images and indices; moved to `device` if they are elsewhere.
         device: Default: the GPU where there is one.
 
+    Attributes:
+        network: What is trained.
+        classifier: What is evaluated and kept: `network`, or the moving average of its weights,
+            with everything around it. After the last epoch, as in the epoch that is kept.
+        history: The results of all epochs so far.
+
     Raises:
         ValueError: There are fewer than two training images, or none to validate on.
     """
@@ -102,7 +75,7 @@ class Trainer:
         self.device = device or choose_device()
         self.precision = choose_precision(recipe.precision, self.device)
         self.split = split.to(self.device)
-        self.epoch = 0
+        self.history: list[EpochResult] = []
         self._generator = Generator(self.device).manual_seed(recipe.seed)
         with _own_random_state(self.device):
             torch.manual_seed(recipe.seed)
@@ -115,6 +88,27 @@ class Trainer:
         self.network.to(self.device).to(memory_format=torch.channels_last)
         self.optimizer = build_optimizer(self.network, recipe.optimizer)
         self._peak_lrs = [group["lr"] for group in self.optimizer.param_groups]
+        self._average: WeightAverage | None = None
+        if recipe.optimizer.ema_decay:
+            self._average = WeightAverage(self.network, recipe.optimizer.ema_decay)
+            self.classifier.network = self._average.network
+        self._best: dict[str, Tensor] = {}  # the weights of the best epoch, where that is kept
+
+    @property
+    def epoch(self) -> int:
+        """Epochs done."""
+        return len(self.history)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether no epoch is left: all are done, or the recipe's stopping ends the run."""
+        is_done = self.epoch * self.steps_per_epoch >= self.total_steps
+        return is_done or has_ended(self.recipe.stopping, self.history)
+
+    @property
+    def kept_epoch(self) -> int:
+        """The epoch, of those so far, whose weights and values count."""
+        return kept_epoch(self.recipe.stopping, self.history)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -124,11 +118,11 @@ class Trainer:
 
     @property
     def total_steps(self) -> int:
-        """Steps of the whole run."""
+        """Steps of the whole run, if nothing ends it before."""
         return self.recipe.epochs * self.steps_per_epoch
 
     def __iter__(self) -> Iterator[EpochResult]:
-        while self.epoch * self.steps_per_epoch < self.total_steps:
+        while not self.is_over:
             yield self._run_epoch()
 
     def state_dict(self) -> dict[str, Any]:
@@ -140,8 +134,10 @@ class Trainer:
             {
                 "recipe": self.recipe.model_dump(),
                 "precision": self.precision,
-                "epoch": self.epoch,
+                "history": [asdict(result) for result in self.history],
                 "network": self.network.state_dict(),
+                "average": self._average.network.state_dict() if self._average else {},
+                "best": self._best,
                 "optimizer": self.optimizer.state_dict(),
                 "generator": self._generator.get_state(),
                 "random_state": self._random_state,
@@ -157,8 +153,11 @@ class Trainer:
         if state["recipe"] != self.recipe.model_dump():
             raise ValueError("the checkpoint belongs to another recipe")
         self.precision = state["precision"]
-        self.epoch = state["epoch"]
+        self.history = [EpochResult(**result) for result in state["history"]]
         self.network.load_state_dict(state["network"])
+        if self._average:
+            self._average.network.load_state_dict(state["average"])
+        self._best = state["best"]
         self.optimizer.load_state_dict(state["optimizer"])
         self._generator.set_state(state["generator"].cpu())
         self._random_state = [part.cpu() for part in state["random_state"]]
@@ -194,9 +193,18 @@ class Trainer:
 
     def set_lr(self, step: int) -> None:
         """Gives the optimiser the learning rates of `step`, counted from the run's start."""
-        factor = lr_factor(self.recipe.schedule, step / self.total_steps)
+        losses = [result.train_loss for result in self.history]
+        factor = lr_factor(self.recipe.schedule, step / self.total_steps, losses)
         for group, peak in zip(self.optimizer.param_groups, self._peak_lrs, strict=True):
             group["lr"] = peak * factor
+
+    def apply_gradients(self, step: int) -> None:
+        """Moves the weights along the gradients that they hold, in `step` of the run."""
+        if clip_norm := self.recipe.optimizer.clip_norm:
+            nn.utils.clip_grad_norm_(self.network.parameters(), clip_norm)
+        self.optimizer.step()
+        if self._average:
+            self._average.update(step + 1)
 
     def _run_epoch(self) -> EpochResult:
         start = time.perf_counter()
@@ -205,9 +213,8 @@ class Trainer:
         val_loss, val_accuracy = self.evaluate(self.split.validation)
         if not (math.isfinite(loss) and math.isfinite(val_loss)):
             raise NonFiniteLoss(self.epoch + 1)
-        self.epoch += 1
-        return EpochResult(
-            epoch=self.epoch,
+        result = EpochResult(
+            epoch=self.epoch + 1,
             train_loss=loss,
             train_accuracy=accuracy,
             val_loss=val_loss,
@@ -216,6 +223,18 @@ class Trainer:
             images_per_second=len(self.split.train) / (trained - start),
             seconds=time.perf_counter() - start,
         )
+        self.history.append(result)
+        if self.recipe.stopping.keep == "best":
+            self._keep_best()
+        return result
+
+    def _keep_best(self) -> None:
+        """Keeps the weights if they are the best so far; puts the best in place at the end."""
+        weights = self.classifier.network.state_dict()
+        if self.kept_epoch == self.epoch:
+            self._best = copy.deepcopy(weights)
+        if self.is_over:
+            self.classifier.network.load_state_dict(self._best)
 
     def _make_steps(self, batches: Sequence[Tensor]) -> tuple[float, float]:
         """Sums stay on the device until the end."""
@@ -226,18 +245,26 @@ class Trainer:
         for step, indices in enumerate(batches, start=self.epoch * self.steps_per_epoch):
             self.set_lr(step)
             x, targets = self._augmented(indices)
-            logits = self._forward(x)
-            loss = targets.loss(logits, self.recipe.label_smoothing)
             self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            self.optimizer.step()
-            loss_sum += loss.detach() * len(x)
-            correct += targets.correct(logits.detach())
+            logits, losses = self._backward(x, targets)
+            if rho := self.recipe.optimizer.sam_rho:
+                climb(self.network, rho, partial(self._backward, x, targets))
+            self.apply_gradients(step)
+            loss = losses.sum()
+            loss_sum += loss
+            correct += targets.correct(logits)
             seen += len(x)
             if self.device.type == "cpu" and not torch.isfinite(loss):
                 # Looking costs nothing here; on a GPU it would wait, so there an epoch is ended.
                 raise NonFiniteLoss(self.epoch + 1)
         return loss_sum.item() / seen, correct.item() / seen
+
+    def _backward(self, x: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:
+        """Adds the gradients of a batch; returns its logits and the loss of each image."""
+        logits = self._forward(x)
+        losses = targets.losses(logits, self.recipe.label_smoothing)
+        hardest(losses, self.recipe.hard_examples).mean().backward()
+        return logits.detach(), losses.detach()
 
     @torch.inference_mode()
     def evaluate(self, images: Tensor) -> tuple[float, float]:
@@ -245,12 +272,12 @@ class Trainer:
 
         In evaluation mode, without label smoothing and without test-time augmentation.
         """
-        self.network.eval()
+        network = self.classifier.network.eval()
         loss_sum = torch.zeros((), device=self.device)
         correct = torch.zeros((), dtype=torch.int64, device=self.device)
         for indices in images.split(EVAL_BATCH):
             labels = self.split.labels[indices]
-            logits = self._forward(self._inputs(indices))
+            logits = self._forward(self._inputs(indices), network)
             loss_sum += F.cross_entropy(logits, labels, reduction="sum")
             correct += (logits.argmax(1) == labels).sum()
         return loss_sum.item() / len(images), correct.item() / len(images)
@@ -276,9 +303,9 @@ class Trainer:
             x = torch.cat([self._inputs(indices), x])
         return x, targets
 
-    def _forward(self, x: Tensor) -> Tensor:
+    def _forward(self, x: Tensor, network: nn.Module | None = None) -> Tensor:
         with self._autocast():
-            logits: Tensor = self.network(x)
+            logits: Tensor = (network or self.network)(x)
         return logits.float()
 
     def _autocast(self) -> AbstractContextManager[None]:

@@ -17,27 +17,31 @@ from cifartune.files import write_atomically
 from cifartune.training import EpochResult, SplitImages, Trainer
 from cifartune.training.classifier import save_classifier
 from cifartune.training.device import choose_device, most_memory
+from cifartune.training.optim import restart_epochs
 from cifartune.tuning.messages import Job
 
 CHECKPOINT = "checkpoint.pt"
 WEIGHTS = "weights.safetensors"
 LOGITS = "logits.npy"
+SNAPSHOTS = "snapshots"
+"""The folder for weights and logits of the epochs before each restart of the rate."""
 
 
 def run_job(
-    job: Job, report: Callable[[EpochResult], bool], *, device: torch.device | None = None
+    job: Job, report: Callable[[EpochResult, bool], bool], *, device: torch.device | None = None
 ) -> dict[str, Any] | None:
     """Trains `job`, from its checkpoint where there is one.
 
     Args:
         job: The recipe, its split and its folder.
-        report: Gets each epoch's result, and says whether to go on. If so, the epoch's checkpoint
-            is written and the next epoch begins.
+        report: Gets each epoch's result and whether it is the last, and says whether to go on. If
+            so, the epoch's checkpoint is written and the next epoch begins.
         device: Default: the GPU where there is one.
 
     Returns:
-        Facts about the run: parameters, precision, device, threads and memory; None if `report`
-        ended it early, in which case its last checkpoint is left.
+        Facts about the run: parameters, precision, device, threads and memory, the epoch that
+        counts and its metrics; None if `report` ended it early, in which case its last checkpoint
+        is left.
 
     Raises:
         TrainingFailure: The recipe failed.
@@ -48,29 +52,35 @@ def run_job(
     checkpoint = job.folder / CHECKPOINT
     if checkpoint.exists():
         trainer.load_state_dict(torch.load(checkpoint, map_location=device, weights_only=True))
+    restarts = restart_epochs(job.recipe) if job.fold is not None else []
     try:
         for result in trainer:
-            if not report(result):
+            if not report(result, trainer.is_over):
                 return None
-            if result.epoch < job.recipe.epochs:
+            if result.epoch in restarts:
+                _save_outputs(trainer, job.folder / SNAPSHOTS / str(result.epoch))
+            if not trainer.is_over:
                 save_checkpoint(trainer, checkpoint)
         if job.fold is not None:
-            _save_outputs(job, trainer)
+            _save_outputs(trainer, job.folder)
         checkpoint.unlink(missing_ok=True)
+        kept = trainer.history[trainer.kept_epoch - 1]
+        metrics = kept.metrics()
+        del metrics["seconds"]  # the trial's are those of all its epochs
+        return {
+            **metrics,
+            "kept_epoch": kept.epoch,
+            "params": sum(p.numel() for p in trainer.network.parameters()),
+            "resolved_precision": trainer.precision,
+            "device": device.type,
+            "threads": torch.get_num_threads(),
+            "memory_bytes": most_memory(device),
+        }
     finally:
-        parameters = sum(p.numel() for p in trainer.network.parameters())
-        precision = trainer.precision
         del trainer
         gc.collect()
         if device.type == "cuda":
             torch.cuda.empty_cache()
-    return {
-        "params": parameters,
-        "resolved_precision": precision,
-        "device": device.type,
-        "threads": torch.get_num_threads(),
-        "memory_bytes": most_memory(device),
-    }
 
 
 def load_split(
@@ -98,10 +108,10 @@ def save_checkpoint(trainer: Trainer, path: Path) -> None:
     write_atomically(path, buffer.getvalue())
 
 
-def _save_outputs(job: Job, trainer: Trainer) -> None:
+def _save_outputs(trainer: Trainer, folder: Path) -> None:
     """The fold's weights, and its logits for the images that it held out."""
-    save_classifier(trainer.classifier, job.folder / WEIGHTS)
+    save_classifier(trainer.classifier, folder / WEIGHTS)
     held_out = trainer.split.images[trainer.split.validation]
     buffer = io.BytesIO()
     np.save(buffer, trainer.predict(held_out).cpu().numpy())
-    write_atomically(job.folder / LOGITS, buffer.getvalue())
+    write_atomically(folder / LOGITS, buffer.getvalue())

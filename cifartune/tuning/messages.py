@@ -92,10 +92,17 @@ class Probed:
 
 @dataclass(frozen=True)
 class Progress:
-    """An epoch is done; the slot waits to hear whether to go on."""
+    """An epoch is done; the slot waits to hear whether to go on.
+
+    Attributes:
+        epoch: Its number, from 1.
+        metrics: What it brought.
+        is_last: Whether the run ends with it.
+    """
 
     epoch: int
     metrics: dict[str, float]
+    is_last: bool = False
 
 
 @dataclass(frozen=True)

@@ -253,8 +253,8 @@ def slot_loop(config: dict[str, Any]) -> None:
     board = config["board"]
     while (job := ray.get(board.take.remote(config["slot"]))) is not None:
 
-        def report(result: EpochResult, job: Work = job) -> bool:
-            message = Progress(result.epoch, result.metrics())
+        def report(result: EpochResult, is_last: bool, job: Work = job) -> bool:
+            message = Progress(result.epoch, result.metrics(), is_last)
             go_on: bool = ray.get(board.report.remote(config["slot"], job.id, message))
             return go_on
 

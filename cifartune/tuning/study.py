@@ -117,11 +117,10 @@ class TrialStudy:
         front = {t.number for t in self.front} if len(self.space.targets) > 1 else set()
 
         def rank(trial: FrozenTrial) -> tuple[bool, bool, float, float]:
-            epoch = max(trial.intermediate_values)
             is_complete = trial.state is TrialState.COMPLETE
-            share = 1.0 if is_complete else epoch / self.recipe(trial).epochs
-            value = sign * trial.intermediate_values[epoch]
-            return trial.number in front, is_complete, share, value
+            epochs = max(trial.intermediate_values) / self.recipe(trial).epochs
+            value = sign * trial.intermediate_values[kept_epoch(trial)]
+            return trial.number in front, is_complete, 1.0 if is_complete else epochs, value
 
         candidates = [t for t in self.trials if t.intermediate_values and is_feasible(t)]
         return sorted(candidates, key=rank, reverse=True)[:count]
@@ -207,7 +206,7 @@ class TrialStudy:
                 storage.set_trial_user_attr(trial_id, key, value)
 
     def complete(self, number: int) -> None:
-        """The trial trained all its epochs: COMPLETE with its last value."""
+        """The trial came to its end: COMPLETE with the value of the epoch that it keeps."""
         self._end(number, TrialState.COMPLETE)
 
     def prune(self, number: int) -> None:
@@ -234,9 +233,9 @@ class TrialStudy:
             storage.set_trial_state_values(trial_id, state, values)
 
     def _last(self, trial: FrozenTrial, metric: str) -> float:
-        """The objective's value at the last epoch, or of the network."""
+        """The objective's value at the epoch that counts, or of the network."""
         if metric == self.space.target.metric:
-            return trial.intermediate_values[max(trial.intermediate_values)]
+            return trial.intermediate_values[kept_epoch(trial)]
         return float(trial.user_attrs[metric])
 
     def _ids(self, number: int) -> list[tuple[BaseStorage, int]]:
@@ -256,6 +255,11 @@ class TrialStudy:
             return asdict(network_facts(recipe.model))
         except UnfitNetwork as error:
             raise UserError(str(error)) from None
+
+
+def kept_epoch(trial: FrozenTrial) -> int:
+    """The epoch of a trial with values that counts: the last, if its recipe keeps no other."""
+    return int(trial.user_attrs.get("kept_epoch", max(trial.intermediate_values)))
 
 
 def is_feasible(trial: FrozenTrial) -> bool:

@@ -46,7 +46,7 @@ class Trial(tune.Trainable):
         message = self._next()
         if isinstance(message, Progress):
             self._last = {"epoch": message.epoch, "metrics": message.metrics}
-            if message.epoch < self._job.recipe.epochs:
+            if not message.is_last:
                 return self._last
             # Finished comes next, unless the slot dies just then: another repeats epochs first.
             while isinstance(message, Progress):

@@ -15,7 +15,6 @@ from cifartune.config.recipe import AugmentRecipe
 from cifartune.data import LabelledImages
 from cifartune.report.contact_sheet import augmented
 from cifartune.training.augment import (
-    Targets,
     apply_policy,
     colour,
     crop_and_flip,
@@ -24,6 +23,7 @@ from cifartune.training.augment import (
     mix,
     policy,
 )
+from cifartune.training.targets import Targets
 
 OFF: dict[str, Any] = {"crop": 0, "flip": 0.0}
 
@@ -355,7 +355,7 @@ def test_mixed_targets_weigh_both_labels() -> None:
     soft[torch.arange(6), first] += shares
     soft[torch.arange(6), second] += 1 - shares
     expected = torch.nn.functional.cross_entropy(logits, soft, label_smoothing=0.1)
-    torch.testing.assert_close(targets.loss(logits, 0.1), expected)
+    torch.testing.assert_close(targets.losses(logits, 0.1).mean(), expected)
     main = torch.tensor([0, 1, 2, 6, 7, 8])
     assert targets.correct(torch.eye(10)[main]) == 6
 

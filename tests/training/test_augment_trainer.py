@@ -10,7 +10,8 @@ from torch.nn import functional as F
 
 from cifartune.config import Recipe
 from cifartune.training import SplitImages, Trainer
-from cifartune.training.augment import Targets, crop_and_flip, cutout_
+from cifartune.training.augment import crop_and_flip, cutout_
+from cifartune.training.targets import Targets
 
 CPU = torch.device("cpu")
 
@@ -29,8 +30,9 @@ ALL: dict[str, Any] = {
 class Plain(Targets):
     """The loss and accuracy of labels that nothing can mix."""
 
-    def loss(self, logits: Tensor, label_smoothing: float) -> Tensor:
-        return F.cross_entropy(logits, self.labels, label_smoothing=label_smoothing)
+    def losses(self, logits: Tensor, label_smoothing: float) -> Tensor:
+        smoothing = label_smoothing
+        return F.cross_entropy(logits, self.labels, label_smoothing=smoothing, reduction="none")
 
     def correct(self, logits: Tensor) -> Tensor:
         return (logits.argmax(1) == self.labels).sum()

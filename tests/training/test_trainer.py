@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from cifartune.config import Recipe
-from cifartune.training import NonFiniteLoss, SplitImages, Trainer, train
-from cifartune.training.trainer import EpochResult
+from cifartune.training import EpochResult, NonFiniteLoss, SplitImages, Trainer, train
 
 CPU = torch.device("cpu")
 
@@ -30,8 +29,11 @@ def flatten(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def assert_same(one: Trainer, other: Trainer) -> None:
-    """Fails where the states of two trainers differ in a single bit."""
-    first, second = dict(flatten(one.state_dict())), dict(flatten(other.state_dict()))
+    """Fails where the states of two trainers differ in a single bit, but for wall time."""
+    first, second = (
+        {name: value for name, value in flatten(trainer.state_dict()) if "second" not in name}
+        for trainer in (one, other)
+    )
     assert first.keys() == second.keys()
     for name, value in first.items():
         if isinstance(value, Tensor):
@@ -297,3 +299,66 @@ def test_images_and_indices_are_not_changed(recipe: Recipe, split: SplitImages) 
     list(Trainer(recipe.with_values({"augment.cutout": 8}), split, device=CPU))
     for tensor, original in zip(dataclasses.astuple(split), before, strict=True):
         assert torch.equal(tensor, original)
+
+
+EARLY = {
+    "augment.strength": 0.0,
+    "optimizer.lr": 1e-9,  # nothing gets better
+    "epochs": 9,
+    "stopping.metric": "val_accuracy",
+    "stopping.patience": 2,
+}
+
+
+def test_a_run_ends_early_and_a_copy_of_it_at_the_same_epoch(
+    recipe: Recipe, split: SplitImages
+) -> None:
+    """Also where the copy goes on from a state in the middle of the patience."""
+    recipe = recipe.with_values(EARLY)
+    trainer = Trainer(recipe, split, device=CPU)
+    epochs = iter(trainer)
+    next(epochs), next(epochs)
+    state = trainer.state_dict()
+    assert not trainer.is_over
+    rest = [result.epoch for result in epochs]
+    assert trainer.is_over and rest[-1] < 9
+    other = Trainer(recipe, split, device=CPU)
+    other.load_state_dict(state)
+    assert [result.epoch for result in other] == rest
+    assert_same(trainer, other)
+
+
+def test_a_run_that_ends_after_an_epoch_is_the_start_of_the_whole_run(
+    recipe: Recipe, split: SplitImages
+) -> None:
+    """The schedule is that of all epochs."""
+    recipe = recipe.with_values({"epochs": 4})
+    part = list(train(recipe.with_values({"stopping.epoch": 2}), split, device=CPU))
+    whole = list(train(recipe, split, device=CPU))
+    assert [untimed(result) for result in part] == [untimed(result) for result in whole[:2]]
+
+
+@pytest.mark.parametrize(("ema_decay", "weights"), [(0.0, "network"), (0.5, "average")])
+def test_the_best_epoch_is_kept_also_across_a_restart(
+    recipe: Recipe,
+    split: SplitImages,
+    monkeypatch: pytest.MonkeyPatch,
+    ema_decay: float,
+    weights: str,
+) -> None:
+    accuracies = [0.1, 0.4, 0.2, 0.4]
+    monkeypatch.setattr(Trainer, "evaluate", lambda self, _: (1.0, accuracies[self.epoch]))
+    values = {"stopping.keep": "best", "optimizer.ema_decay": ema_decay, "epochs": 4}
+    recipe = recipe.with_values(values)
+    trainer, other = Trainer(recipe, split, device=CPU), Trainer(recipe, split, device=CPU)
+    states = []
+    for result in trainer:
+        states.append(trainer.state_dict())
+        assert trainer.kept_epoch == min(result.epoch, 2)
+    other.load_state_dict(states[2])
+    assert [result.epoch for result in other] == [4]
+    best, last = states[1][weights], states[2][weights]
+    for one in (trainer, other):
+        kept = one.classifier.network.state_dict()
+        assert all(torch.equal(kept[name], best[name]) for name in best)
+        assert not all(torch.equal(kept[name], last[name]) for name in last)

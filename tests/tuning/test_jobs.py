@@ -13,7 +13,7 @@ from cifartune.config import Recipe
 from cifartune.data import LabelledImages
 from cifartune.training import EpochResult, NonFiniteLoss, SplitImages, Trainer
 from cifartune.training.classifier import load_classifier, predict
-from cifartune.tuning.jobs import CHECKPOINT, LOGITS, WEIGHTS, run_job
+from cifartune.tuning.jobs import CHECKPOINT, LOGITS, SNAPSHOTS, WEIGHTS, run_job
 from cifartune.tuning.messages import Job
 
 pytestmark = pytest.mark.skipif(
@@ -51,11 +51,13 @@ class Listener:
     ) -> None:
         self.results: list[EpochResult] = []
         self.checkpoints: list[bool] = []
+        self.last: list[bool] = []
         self._path = job.folder / CHECKPOINT
         self._stop_after, self._die_after = stop_after, die_after
 
-    def __call__(self, result: EpochResult) -> bool:
+    def __call__(self, result: EpochResult, is_last: bool) -> bool:
         self.results.append(result)
+        self.last.append(is_last)
         self.checkpoints.append(self._path.exists())
         if result.epoch == self._die_after:
             raise Killed
@@ -86,10 +88,10 @@ def test_every_epoch_but_the_last_leaves_a_checkpoint(job: Job) -> None:
     written = []
 
     class Watcher(Listener):
-        def __call__(self, result: EpochResult) -> bool:
+        def __call__(self, result: EpochResult, is_last: bool) -> bool:
             if self._path.exists():
-                written.append(torch.load(self._path, weights_only=True)["epoch"])
-            return super().__call__(result)
+                written.append(len(torch.load(self._path, weights_only=True)["history"]))
+            return super().__call__(result, is_last)
 
     watcher = Watcher(job)
     run_job(job, watcher)
@@ -103,7 +105,7 @@ def test_a_stopped_job_says_nothing_more(job: Job) -> None:
     listener = Listener(job, stop_after=2)
     assert run_job(job, listener) is None
     assert len(listener.results) == 2
-    assert torch.load(job.folder / CHECKPOINT, weights_only=True)["epoch"] == 1
+    assert torch.load(job.folder / CHECKPOINT, weights_only=True)["history"][-1]["epoch"] == 1
 
 
 @pytest.mark.parametrize("epoch", [1, 2, 3])
@@ -147,6 +149,43 @@ def test_a_fold_keeps_weights_and_logits_of_what_it_held_out(
     # It never trained on them: a fold's own statistics are those of the other images.
     means = cifar.images[0:400:2].mean((0, 2, 3)) / 255
     np.testing.assert_allclose(classifier.mean.flatten().numpy(), means, atol=1e-4)
+
+
+def test_a_fold_keeps_the_ends_of_its_cycles(job: Job) -> None:
+    values = {"schedule.name": "restarts", "schedule.warmup": 0.0, "epochs": 3}
+    recipe = job.recipe.with_values(values)
+    job = replace(job, fold=0, recipe=recipe)
+    run_job(job, Listener(job))
+    folders = [job.folder / SNAPSHOTS / "1", job.folder / SNAPSHOTS / "2", job.folder]
+    logits = [np.load(folder / LOGITS) for folder in folders]
+    assert sorted((job.folder / SNAPSHOTS).iterdir()) == folders[:2]
+    shorter = replace(
+        job, recipe=recipe.with_values({"stopping.epoch": 2}), folder=job.folder / "shorter"
+    )
+    run_job(shorter, Listener(shorter))
+    np.testing.assert_array_equal(np.load(shorter.folder / LOGITS), logits[1])
+    assert not np.allclose(logits[1], logits[2])
+    assert load_classifier(folders[0] / WEIGHTS).recipe == recipe
+
+
+def test_a_trial_keeps_no_snapshots(job: Job) -> None:
+    job = replace(job, recipe=job.recipe.with_values({"schedule.name": "restarts"}))
+    run_job(job, Listener(job))
+    assert not (job.folder / SNAPSHOTS).exists()
+
+
+def test_the_end_of_a_run_is_told_with_its_last_epoch(job: Job) -> None:
+    """Also where it ends early; what counts in the end is the epoch that is kept."""
+    values = {"stopping.epoch": 2, "stopping.keep": "best", "optimizer.lr": 1e-9}
+    job = replace(job, recipe=job.recipe.with_values(values))
+    listener = Listener(job)
+    facts = run_job(job, listener)
+    assert listener.last == [False, True]
+    assert facts is not None
+    best = max(listener.results, key=lambda result: result.val_accuracy)
+    assert (facts["kept_epoch"], facts["val_loss"]) == (best.epoch, best.val_loss)
+    assert "seconds" not in facts
+    assert not (job.folder / CHECKPOINT).exists()
 
 
 def test_the_folds_differ(job: Job) -> None:

@@ -150,7 +150,7 @@ def test_jobs_train_as_they_do_without_ray(
         assert isinstance(end, Finished)
         assert (end.facts["threads"], end.facts["device"]) == (1, "cpu")
     twin = replace(jobs[3], folder=job.folder.with_name("twin"))
-    run_job(twin, lambda result: True)
+    run_job(twin, lambda result, is_last: True)
     for name in (WEIGHTS, LOGITS):
         assert (jobs[3].folder / name).read_bytes() == (twin.folder / name).read_bytes()
 
@@ -193,7 +193,7 @@ def test_a_job_survives_its_slots_process(pool: SlotPool, job: Job, one_thread: 
     assert epochs in ([1, 2, 2, 3, 4], [1, 2, 3, 4], [1, 2, 3, 3, 4])
     if not torch.cuda.is_available():
         twin = vary(job, "twin", fold=0, epochs=4)
-        run_job(twin, lambda result: True)
+        run_job(twin, lambda result, is_last: True)
         assert (job.folder / LOGITS).read_bytes() == (twin.folder / LOGITS).read_bytes()
     assert killed is not None and not killed.is_running()
     # Meanwhile the other slot has done the job; its own comes back for those that follow.

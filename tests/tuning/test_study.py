@@ -13,7 +13,7 @@ import pytest
 from optuna.trial import FrozenTrial, TrialState
 
 from cifartune.config import SearchSpace
-from cifartune.tuning.study import SpaceExhausted, TrialStudy, is_feasible, sqlite_url
+from cifartune.tuning.study import SpaceExhausted, TrialStudy, is_feasible, kept_epoch, sqlite_url
 
 PARAMETERS: dict[str, Any] = {
     "optimizer.momentum": {"min": 0.8, "max": 0.98, "when": {"optimizer.name": ["sgd", "muon"]}},
@@ -327,6 +327,21 @@ def test_the_best_trained_longest_then_best(
     assert [trial.number for trial in study.best(9)] == ranking
     assert [trial.number for trial in study.best(2)] == ranking[:2]
     assert [trial.number for trial in study.best()] == ranking[:1]
+
+
+def test_a_trial_that_keeps_its_best_epoch_has_that_value(tmp_path: Path) -> None:
+    space = make_space(base={"stopping": {"keep": "best"}})
+    study = open_study(tmp_path, space)
+    for curve in ([0.1, 0.6, 0.2], [0.3, 0.4, 0.5]):
+        number = study.propose().number
+        for epoch, value in enumerate(curve, 1):
+            study.record(number, epoch, value)
+    study.annotate(0, {"kept_epoch": 2})
+    for number in (0, 1):
+        study.complete(number)
+    assert [trial.value for trial in as_optuna_reads(tmp_path)] == [0.6, 0.5]
+    assert study.best()[0].number == 0
+    assert [kept_epoch(trial) for trial in study.trials] == [2, 3]
 
 
 def failures(*, told: bool) -> int:

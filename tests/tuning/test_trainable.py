@@ -61,7 +61,7 @@ def config(number: int, epochs: int = 2) -> dict[str, Any]:
 
 
 def progress(epoch: int) -> Progress:
-    return Progress(epoch, {"val_accuracy": epoch / 10})
+    return Progress(epoch, {"val_accuracy": epoch / 10}, is_last=epoch == 2)
 
 
 def test_a_trial_asks_for_one_epoch_a_step() -> None:
@@ -77,6 +77,14 @@ def test_a_trial_asks_for_one_epoch_a_step() -> None:
         "done": True,
         "facts": {"params": 3},
     }
+
+
+def test_a_run_that_ends_early_ends_its_trial_with_that_epoch() -> None:
+    last = Progress(2, {"val_accuracy": 0.2}, is_last=True)
+    trial, _ = start(progress(1), last, Finished({"kept_epoch": 1}), epochs=9)
+    trial.step()
+    ended = trial.step()
+    assert (ended["epoch"], ended["done"], ended["facts"]) == (2, True, {"kept_epoch": 1})
 
 
 @pytest.mark.parametrize("failure", [Failed("non_finite_loss", "m", 2), Failed("stopped", "m")])

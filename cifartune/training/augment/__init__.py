@@ -5,8 +5,8 @@ is off in the recipe draws nothing.
 """
 
 from cifartune.training.augment.distort import distort
-from cifartune.training.augment.mix import Targets, mix
+from cifartune.training.augment.mix import mix
 from cifartune.training.augment.policy import apply_policy
 from cifartune.training.augment.shift import crop_and_flip, cutout_
 
-__all__ = ["Targets", "apply_policy", "crop_and_flip", "cutout_", "distort", "mix"]
+__all__ = ["apply_policy", "crop_and_flip", "cutout_", "distort", "mix"]

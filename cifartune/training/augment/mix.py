@@ -1,53 +1,11 @@
 """Mixup and CutMix: two images of a batch become one, and so do their labels."""
 
-from dataclasses import dataclass
-
 import torch
 from torch import Generator, Tensor
-from torch.nn import functional as F
 
 from cifartune.config.recipe import AugmentRecipe
 from cifartune.training.augment.draws import Draws
-
-
-@dataclass(frozen=True)
-class Targets:
-    """The labels of a batch, each perhaps mixed with another one.
-
-    Attributes:
-        labels: int64 (N,).
-        others: The labels of the partners, int64 (N,); None where nothing is mixed.
-        shares: How much of each image is its own, float32 (N,); None where nothing is mixed.
-    """
-
-    labels: Tensor
-    others: Tensor | None = None
-    shares: Tensor | None = None
-
-    def loss(self, logits: Tensor, label_smoothing: float) -> Tensor:
-        """The mean cross-entropy, in which both labels of an image have their share."""
-        if self.others is None or self.shares is None:
-            return F.cross_entropy(logits, self.labels, label_smoothing=label_smoothing)
-        first, second = (
-            F.cross_entropy(logits, labels, label_smoothing=label_smoothing, reduction="none")
-            for labels in (self.labels, self.others)
-        )
-        return torch.lerp(second, first, self.shares).mean()
-
-    def correct(self, logits: Tensor) -> Tensor:
-        """How many images are classified as what they have most of."""
-        labels = self.labels
-        if self.others is not None and self.shares is not None:
-            labels = torch.where(self.shares >= 0.5, labels, self.others)
-        return (logits.argmax(1) == labels).sum()
-
-    def after(self, labels: Tensor) -> "Targets":
-        """The targets of a batch that begins with unmixed images of `labels`."""
-        joined = torch.cat([labels, self.labels])
-        if self.others is None or self.shares is None:
-            return Targets(joined)
-        whole = torch.ones(len(labels), device=labels.device)
-        return Targets(joined, torch.cat([labels, self.others]), torch.cat([whole, self.shares]))
+from cifartune.training.targets import Targets
 
 
 def mix(
