@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cifartune.config.networks import networks
+from cifartune.config.recipe import Recipe
 
 FIXED = {"seed": "is drawn for each trial from search.seed: set that instead"}
 """Recipe fields that a file must not set, with the reason."""
@@ -118,3 +119,10 @@ EFFECTS: dict[str, list[Need]] = {
     **{f"augment.{name}_alpha": [_not_zero(f"augment.{name}")] for name in _MIXES},
 }
 """Fields that act only where another has certain values: one of the needs must be met."""
+
+
+def augments(recipe: Recipe) -> bool:
+    """Whether training changes images, or adds to them."""
+    values = recipe.flat()
+    acts = any(need.is_met_by(values[need.field]) for need in EFFECTS["augment.strength"])
+    return recipe.augment.copies > 0 or (recipe.augment.strength > 0 and acts)

@@ -6,7 +6,7 @@ The form is that of dynamic convolution: Chen et al., https://arxiv.org/abs/1912
 from typing import Any
 
 import torch
-from timm.models import register_model
+from timm.models import register_model, register_notrace_module
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -80,6 +80,7 @@ class Block(nn.Module):
         return pooled
 
 
+@register_notrace_module  # it makes its kernels anew for each image
 class MixedConv(nn.Module):
     """Parallel 3x3 convolutions, summed with coefficients that a linear layer reads off the image.
 

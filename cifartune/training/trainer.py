@@ -13,6 +13,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
+from cifartune.config.effects import augments
 from cifartune.config.recipe import Recipe
 from cifartune.models import build_model
 from cifartune.models.freezing import set_training
@@ -20,8 +21,10 @@ from cifartune.models.speednet import SpeedNet
 from cifartune.training.augment import apply_policy, crop_and_flip, cutout_, distort, mix
 from cifartune.training.averaging import WeightAverage
 from cifartune.training.classifier import EVAL_BATCH, Classifier, predict
+from cifartune.training.cut import Tail
 from cifartune.training.device import choose_device, choose_precision
 from cifartune.training.failures import NonFiniteLoss
+from cifartune.training.features import FrozenFeatures
 from cifartune.training.history import EpochResult, has_ended, kept_epoch
 from cifartune.training.images import Normalization, SplitImages
 from cifartune.training.optim import build_optimizer, lr_factor
@@ -29,6 +32,9 @@ from cifartune.training.sharpness import climb
 from cifartune.training.targets import Targets, hardest
 
 WHITENING_IMAGES = 5000
+
+Network = nn.Module | Tail
+"""A whole network, or the end of one, where what comes before is kept."""
 
 
 def train(
@@ -93,6 +99,12 @@ class Trainer:
             self._average = WeightAverage(self.network, recipe.optimizer.ema_decay)
             self.classifier.network = self._average.network
         self._best: dict[str, Tensor] = {}  # the weights of the best epoch, where that is kept
+        self._trained: Network = self.network
+        self._evaluated: Network = self.classifier.network
+        self._features = self._keep_features()
+        if self._features:
+            self._trained = self._features.tail(self.network)
+            self._evaluated = self._features.tail(self.classifier.network)
 
     @property
     def epoch(self) -> int:
@@ -104,6 +116,11 @@ class Trainer:
         """Whether no epoch is left: all are done, or the recipe's stopping ends the run."""
         is_done = self.epoch * self.steps_per_epoch >= self.total_steps
         return is_done or has_ended(self.recipe.stopping, self.history)
+
+    @property
+    def keeps_features(self) -> bool:
+        """Whether what a frozen part makes of an image is computed in the first epoch alone."""
+        return self._features is not None
 
     @property
     def kept_epoch(self) -> int:
@@ -161,6 +178,8 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self._generator.set_state(state["generator"].cpu())
         self._random_state = [part.cpu() for part in state["random_state"]]
+        if self._features:
+            self._features.forget()
 
     def predict(self, images: Tensor) -> Tensor:
         """Logits, float32 (N, 10) on the trainer's device, of uint8 images (N, 3, 32, 32).
@@ -261,7 +280,7 @@ class Trainer:
 
     def _backward(self, x: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:
         """Adds the gradients of a batch; returns its logits and the loss of each image."""
-        logits = self._forward(x)
+        logits = self._forward(self._trained, x)
         losses = targets.losses(logits, self.recipe.label_smoothing)
         hardest(losses, self.recipe.hard_examples).mean().backward()
         return logits.detach(), losses.detach()
@@ -272,18 +291,34 @@ class Trainer:
 
         In evaluation mode, without label smoothing and without test-time augmentation.
         """
-        network = self.classifier.network.eval()
+        self.classifier.network.eval()
         loss_sum = torch.zeros((), device=self.device)
         correct = torch.zeros((), dtype=torch.int64, device=self.device)
         for indices in images.split(EVAL_BATCH):
             labels = self.split.labels[indices]
-            logits = self._forward(self._inputs(indices), network)
+            logits = self._forward(self._evaluated, self._fixed_inputs(indices))
             loss_sum += F.cross_entropy(logits, labels, reduction="sum")
             correct += (logits.argmax(1) == labels).sum()
         return loss_sum.item() / len(images), correct.item() / len(images)
 
+    def _keep_features(self) -> FrozenFeatures | None:
+        """Keeps what the frozen part makes of an image, where that is the same in each epoch."""
+        recipe = self.recipe
+        if recipe.model.trainable == "all" or augments(recipe) or recipe.last_epoch == 1:
+            return None
+        images = torch.cat([self.split.train, self.split.validation])
+        with self._autocast():
+            return FrozenFeatures.make(self.network, self._inputs(images[:4]), images.unique())
+
     def _inputs(self, indices: Tensor) -> Tensor:
         return self.classifier.prepare(self.split.images[indices])
+
+    def _fixed_inputs(self, indices: Tensor) -> Tensor:
+        """What the network gets of images that nothing changes, or what its trained part gets."""
+        if self._features is None:
+            return self._inputs(indices)
+        with self._autocast():
+            return self._features.features(indices, self._inputs)
 
     @property
     def _copies(self) -> int:
@@ -292,6 +327,8 @@ class Trainer:
     def _augmented(self, indices: Tensor) -> tuple[Tensor, Targets]:
         """The network's input and what to learn from it; originals come before their copies."""
         recipe, generator = self.recipe.augment, self._generator
+        if self._features:
+            return self._fixed_inputs(indices), Targets(self.split.labels[indices])
         changed = indices.repeat(self._copies) if self._copies else indices
         images = crop_and_flip(self.split.images[changed], recipe, generator)
         images = apply_policy(images, recipe, generator)
@@ -303,9 +340,9 @@ class Trainer:
             x = torch.cat([self._inputs(indices), x])
         return x, targets
 
-    def _forward(self, x: Tensor, network: nn.Module | None = None) -> Tensor:
+    def _forward(self, network: Network, x: Tensor) -> Tensor:
         with self._autocast():
-            logits: Tensor = (network or self.network)(x)
+            logits: Tensor = network(x)
         return logits.float()
 
     def _autocast(self) -> AbstractContextManager[None]:

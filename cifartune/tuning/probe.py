@@ -1,9 +1,11 @@
 """What a slot runs before the first trial: the canary, and what recipes cost on this machine."""
 
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 
 import torch
+from torch import Tensor
 
 from cifartune.config import Choice, Recipe
 from cifartune.models.facts import network_facts
@@ -45,12 +47,10 @@ def _measure(recipe: Recipe, split: SplitImages, probe: Probe, device: torch.dev
     built = time.perf_counter() - start
     batches = trainer.batches()
     _step(trainer, batches[0], device)
-    images, seconds = 0, 0.0
-    for batch in batches[1:MOST_STEPS] or batches:
-        seconds += _step(trainer, batch, device)
-        images += len(batch)
-        if seconds > SECONDS:
-            break
+    rate = _rate(trainer, batches[1:MOST_STEPS] or batches, device)
+    if trainer.keeps_features:  # the same images again, as in all epochs but the first
+        again = _rate(trainer, batches[:1], device)
+        rate = recipe.last_epoch / (1 / rate + (recipe.last_epoch - 1) / again)
     few = split.validation[:EVAL_IMAGES]
     trainer.evaluate(few)
     start = time.perf_counter()
@@ -61,7 +61,7 @@ def _measure(recipe: Recipe, split: SplitImages, probe: Probe, device: torch.dev
     save_checkpoint(trainer, checkpoint)
     saved = time.perf_counter() - start
     cost = Cost(
-        train_rate=images / seconds,
+        train_rate=rate,
         eval_rate=len(few) / eval_seconds,
         build_seconds=built,
         checkpoint_seconds=saved,
@@ -72,7 +72,18 @@ def _measure(recipe: Recipe, split: SplitImages, probe: Probe, device: torch.dev
     return cost
 
 
-def _step(trainer: Trainer, batch: torch.Tensor, device: torch.device) -> float:
+def _rate(trainer: Trainer, batches: Sequence[Tensor], device: torch.device) -> float:
+    """Training images a second."""
+    images, seconds = 0, 0.0
+    for batch in batches:
+        seconds += _step(trainer, batch, device)
+        images += len(batch)
+        if seconds > SECONDS:
+            break
+    return images / seconds
+
+
+def _step(trainer: Trainer, batch: Tensor, device: torch.device) -> float:
     start = time.perf_counter()
     with suppress(TrainingFailure):  # a wild recipe costs what a tame one does
         trainer.train_on([batch])

@@ -362,3 +362,58 @@ def test_the_best_epoch_is_kept_also_across_a_restart(
         kept = one.classifier.network.state_dict()
         assert all(torch.equal(kept[name], best[name]) for name in best)
         assert not all(torch.equal(kept[name], last[name]) for name in last)
+
+
+FROZEN = {"model.trainable": "last_1", "augment.strength": 0.0, "epochs": 3, "model.dropout": 0.2}
+
+
+@pytest.mark.parametrize("ema_decay", [0.0, 0.5])
+def test_features_that_are_kept_change_nothing(
+    recipe: Recipe, split: SplitImages, monkeypatch: pytest.MonkeyPatch, ema_decay: float
+) -> None:
+    recipe = recipe.with_values(FROZEN | {"optimizer.ema_decay": ema_decay})
+    keeping = Trainer(recipe, split, device=CPU)
+    monkeypatch.setattr(Trainer, "_keep_features", lambda trainer: None)
+    plain = Trainer(recipe, split, device=CPU)
+    assert keeping.keeps_features and not plain.keeps_features
+    for result, expected in zip(keeping, plain, strict=True):
+        assert result.train_loss == pytest.approx(expected.train_loss, rel=1e-3)
+        assert result.val_loss == pytest.approx(expected.val_loss, rel=1e-3)
+    images = split.images[split.validation]
+    torch.testing.assert_close(keeping.predict(images), plain.predict(images), rtol=1e-2, atol=1e-2)
+
+
+def test_features_are_not_part_of_the_state(recipe: Recipe, split: SplitImages) -> None:
+    """A run that is restored in the middle ends as the unbroken one, bit for bit."""
+    recipe = recipe.with_values(FROZEN)
+    trainer, other = Trainer(recipe, split, device=CPU), Trainer(recipe, split, device=CPU)
+    epochs = iter(trainer)
+    next(epochs)
+    other.load_state_dict(trainer.state_dict())
+    assert len(list(epochs)) == len(list(other)) == 2
+    assert_same(trainer, other)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"model.trainable": "all"},
+        {"augment.strength": 1.0},
+        {"augment.copies": 1},
+        {"epochs": 1},
+        {"stopping.epoch": 1},
+    ],
+)
+def test_features_are_kept_only_where_that_saves_something(
+    recipe: Recipe, split: SplitImages, values: dict[str, object]
+) -> None:
+    assert Trainer(recipe.with_values(FROZEN), split, device=CPU).keeps_features
+    assert not Trainer(recipe.with_values(FROZEN | values), split, device=CPU).keeps_features
+
+
+def test_augmentation_that_does_nothing_is_none(recipe: Recipe, split: SplitImages) -> None:
+    still = {"augment.strength": 1.0, "augment.crop": 0, "augment.flip": 0.0}
+    assert Trainer(recipe.with_values(FROZEN | still), split, device=CPU).keeps_features
+    for name, value in (("augment.scale_to", 1.2), ("augment.policy", "randaugment")):
+        changed = recipe.with_values(FROZEN | still | {name: value})
+        assert not Trainer(changed, split, device=CPU).keeps_features
