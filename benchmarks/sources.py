@@ -1,0 +1,206 @@
+"""Trains the systems of the five write-ups, and sets their figures beside ours in docs/SOURCES.md.
+
+    python benchmarks/sources.py NAME ... [--seeds N] [--epochs N] [--images N] [--threads N]
+    python benchmarks/sources.py --table
+
+Every recipe of search_spaces/NAME.yaml is trained with several seeds on the file's own training
+images. The one with the best mean validation accuracy is chosen, and only that one is tested, once.
+What is done is kept in benchmarks/results/sources/NAME.json and not done again; --epochs and
+--images shorten the runs, which the results and the table say.
+"""
+
+import argparse
+import datetime
+import json
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import torch
+from source_rows import HEAD, ROWS, Row
+
+from cifartune.config import Recipe, SearchSpace, load_space
+from cifartune.data import load_train
+from cifartune.data.splits import splits_of
+from cifartune.data.test_set import load_test
+from cifartune.evaluate import evaluate, load_ensemble
+from cifartune.files import write_atomically
+from cifartune.report.machine import hardware, versions
+from cifartune.seeds import derive_seed
+from cifartune.training import SplitImages, Trainer
+from cifartune.training.classifier import save_classifier
+from cifartune.tuning.study import SpaceExhausted, TrialStudy
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results" / "sources"
+MODELS = ROOT / "runs" / "sources"
+"""Where weights wait for the choice; a folder that git ignores."""
+
+Run = dict[str, Any]
+
+
+def main() -> None:
+    """Trains what is asked for, or writes the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", metavar="NAME")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--epochs", type=int, help="of each run, at the most")
+    parser.add_argument("--images", type=int, help="training images, at the most")
+    parser.add_argument("--threads", type=int, help="of each run on the CPU")
+    parser.add_argument("--table", action="store_true", help="write docs/SOURCES.md")
+    options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    for name in options.names:
+        train_all(name, options.seeds, options.epochs, options.images)
+    if options.table:
+        (ROOT / "docs" / "SOURCES.md").write_text(table())
+
+
+def train_all(name: str, seeds: int, epochs: int | None, images: int | None) -> None:
+    """Trains and keeps what is missing of one file, then tests the recipe that is chosen."""
+    space = load_space(ROOT / "search_spaces" / f"{name}.yaml")
+    runs = load(name)
+    count = min(images or space.train_images, space.train_images)
+    is_short = count < space.train_images or bool(epochs and epochs < space.max_epochs)
+    if any(run["is_short"] for run in runs) and not is_short:
+        runs = []
+    done = {(run["recipe_id"], run["images"]) for run in runs}
+    for seed in range(seeds):
+        for label, whole in recipes(space):
+            length = min(epochs or whole.epochs, whole.epochs)
+            recipe = whole.with_values({"seed": derive_seed(seed, "source"), "epochs": length})
+            if (recipe.id, count) not in done:
+                run = train(name, space, recipe, count)
+                runs.append({"label": label, "seed": seed, "is_short": is_short, **run})
+                write(name, runs)
+    best = chosen(runs)
+    for run in runs:
+        if run["label"] == best and run["test_accuracy"] is None and not is_short:
+            ensemble = load_ensemble([MODELS / f"{run['recipe_id']}.safetensors"])
+            run["test_accuracy"] = evaluate(ensemble, load_test()).value
+    write(name, runs)
+
+
+def recipes(space: SearchSpace) -> Iterator[tuple[str, Recipe]]:
+    """The recipes of a comparison, as a search would try them, each with what sets it apart."""
+    study = TrialStudy(space)
+    while study.trials_left > 0:
+        try:
+            number = study.propose().number
+        except SpaceExhausted:
+            return
+        trial = study.trials[number]
+        label = ", ".join(str(value) for value in trial.params.values())
+        yield label or "the recipe", study.recipe(trial)
+
+
+def train(name: str, space: SearchSpace, recipe: Recipe, count: int) -> Run:
+    """One training run, without a look at the test images."""
+    data = load_train()
+    splits = splits_of(space, data.labels)
+    split = SplitImages(
+        torch.from_numpy(data.images),
+        torch.from_numpy(data.labels).long(),
+        torch.from_numpy(splits.train[:: max(1, len(splits.train) // count)][:count]),
+        torch.from_numpy(splits.validation),
+    )
+    trainer = Trainer(recipe, split)
+    for result in trainer:
+        print(f"{name} {recipe.id} epoch {result.epoch}/{recipe.epochs}", end=" ")
+        print(f"{result.train_accuracy:.2%} {result.val_accuracy:.2%} {result.seconds:.0f} s")
+    MODELS.mkdir(parents=True, exist_ok=True)
+    save_classifier(trainer.classifier, MODELS / f"{recipe.id}.safetensors")
+    kept = trainer.history[trainer.kept_epoch - 1]
+    return {
+        "recipe_id": recipe.id,
+        "images": count,
+        "epochs": len(trainer.history),
+        "validation_images": len(splits.validation),
+        "val_accuracy": kept.val_accuracy,
+        "train_accuracy": kept.train_accuracy,
+        "kept_epoch": kept.epoch,
+        "curve": [round(result.val_accuracy, 4) for result in trainer.history],
+        "seconds": round(sum(result.seconds for result in trainer.history), 1),
+        "threads": torch.get_num_threads(),
+        "device": trainer.device.type,
+        "precision": trainer.precision,
+        "date": datetime.date.today().isoformat(),
+        "test_accuracy": None,
+    }
+
+
+def chosen(runs: list[Run]) -> str:
+    """The label with the best mean validation accuracy."""
+    labels = dict.fromkeys(run["label"] for run in runs)
+    return max(labels, key=lambda label: fmean(values(runs, label)))
+
+
+def values(runs: list[Run], label: str) -> list[float]:
+    """The validation accuracies of one recipe's runs."""
+    return [run["val_accuracy"] for run in runs if run["label"] == label]
+
+
+def load(name: str) -> list[Run]:
+    """The runs of a file that are done."""
+    path = RESULTS / f"{name}.json"
+    runs: list[Run] = json.loads(path.read_text())["runs"] if path.exists() else []
+    return runs
+
+
+def write(name: str, runs: list[Run]) -> None:
+    """Keeps the runs with what they ran on."""
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
+    )
+    measured = {
+        "command": f"python benchmarks/sources.py {name}",
+        "commit": commit.stdout.strip(),
+        "hardware": hardware(),
+        "versions": versions(),
+        "runs": runs,
+    }
+    write_atomically(RESULTS / f"{name}.json", json.dumps(measured, indent=1) + "\n")
+
+
+def table() -> str:
+    """The text of docs/SOURCES.md."""
+    sections = [line for row in ROWS for line in section(row, load(row.name))]
+    return "\n".join([HEAD, *sections, ""])
+
+
+def section(row: Row, runs: list[Run]) -> Iterator[str]:
+    """One row of the sources: what it is, both figures, and why they differ."""
+    yield f"\n## {row.id}: {row.title}\n"
+    yield f"`cifartune search search_spaces/{row.name}.yaml`\n"
+    if not runs:
+        yield f"Reported: {', '.join(f'{k} {v}' for k, v in row.reported.items())}. {row.remark}"
+        return
+    first = runs[0]
+    yield f"| | reported | ours, {first['validation_images']:,} validation images | ours, test |"
+    yield "|---|---|---|---|"
+    for label in dict.fromkeys(run["label"] for run in runs):
+        tests = [run["test_accuracy"] for run in runs if run["label"] == label]
+        test = percent(tests) if None not in tests else ""
+        reported = row.reported.get(label, "")
+        yield f"| {label} | {reported} | {percent(values(runs, label))} | {test} |"
+    fewest = min(len(values(runs, run["label"])) for run in runs)
+    minutes = fmean(run["seconds"] for run in runs) / 60
+    yield (
+        f"\n{'**Shortened**' if first['is_short'] else 'In full'}: {first['images']:,} images, "
+        f"{max(run['epochs'] for run in runs)} epochs, n = {fewest}; a run took {minutes:.1f} "
+        f"minutes on {first['threads']} thread{'s'[: first['threads'] - 1]} of a busy machine. "
+        f"{row.remark}"
+    )
+
+
+def percent(accuracies: list[float]) -> str:
+    """Mean and standard deviation over seeds."""
+    text = f"{fmean(accuracies):.2%}"
+    return text + (f" ± {stdev(accuracies) * 100:.2f}" if len(accuracies) > 1 else "")
+
+
+if __name__ == "__main__":
+    main()
