@@ -73,8 +73,8 @@ def train_all(name: str, seeds: int, epochs: int | None, images: int | None) -> 
             length = min(epochs or whole.epochs, whole.epochs)
             recipe = whole.with_values({"seed": derive_seed(seed, "source"), "epochs": length})
             if (recipe.id, count) not in done:
-                run = train(name, space, recipe, count)
-                runs.append({"label": label, "seed": seed, "is_short": is_short, **run})
+                run = trained_before(recipe, count) or train(name, space, recipe, count)
+                runs.append({**run, "label": label, "seed": seed, "is_short": is_short})
                 write(name, runs)
     best = chosen(runs)
     for run in runs:
@@ -141,6 +141,15 @@ def chosen(runs: list[Run]) -> str:
 def values(runs: list[Run], label: str) -> list[float]:
     """The validation accuracies of one recipe's runs."""
     return [run["val_accuracy"] for run in runs if run["label"] == label]
+
+
+def trained_before(recipe: Recipe, count: int) -> Run | None:
+    """The same run, as another file's."""
+    for path in RESULTS.glob("*.json"):
+        for run in load(path.stem):
+            if (run["recipe_id"], run["images"]) == (recipe.id, count):
+                return run
+    return None
 
 
 def load(name: str) -> list[Run]:
