@@ -17,6 +17,7 @@ from cifartune.config.problems import (
     shown,
     unknown_key,
 )
+from cifartune.config.recipe import PACKAGE_NETWORKS
 
 if TYPE_CHECKING:
     from cifartune.config.space import SearchSpace
@@ -326,22 +327,39 @@ def _weights(parts: Parts) -> Iterator[Problem]:
     """ImageNet weights only for networks that have them."""
     if not (_is_known(parts, "model.name") and _is_known(parts, "model.weights")):
         return
+    for word in ("imagenet", *PACKAGE_NETWORKS):
+        for where, names in _networks_with(parts, word).items():
+            without = [n for n in names if n in networks() and not _has_weights(n, word)]
+            if without:
+                told = " or ".join(without)
+                rule = (
+                    "timm has no weights for it"
+                    if word == "imagenet"
+                    else f"the package has weights of {PACKAGE_NETWORKS[word]} alone"
+                )
+                yield where, f"can not be {word} with {told}: {rule}"
+
+
+def _networks_with(parts: Parts, weights: str) -> dict[Where, list[Any]]:
+    """The networks that may come with `weights`, for each place that asks for these."""
     searched, every = parts.parameters.get("model.weights"), parts.possible("model.name", {})
     cases: dict[Where, list[Any]] = {}
-    if isinstance(searched, Choice) and "imagenet" in searched.values:
+    if isinstance(searched, Choice) and weights in searched.values:
         conditions = parts.conditions("model.weights")
         cases["parameters", "model.weights"] = parts.possible("model.name", conditions)
-    if parts.base["model.weights"] == "imagenet" and (searched is None or searched.when):
+    if parts.base["model.weights"] == weights and (searched is None or searched.when):
         # The baseline's value counts where the parameter does not exist.
         exists = (
             searched.when["model.name"] if searched and [*searched.when] == ["model.name"] else []
         )
         cases["base", "model", "weights"] = [name for name in every if name not in exists]
-    for where, names in cases.items():
-        without = [n for n in names if n in networks() and not networks()[n].has_weights]
-        if without:
-            told = " or ".join(without)
-            yield where, f"can not be imagenet with {told}: timm has no weights for it"
+    return cases
+
+
+def _has_weights(name: str, weights: str) -> bool:
+    if weights == "imagenet":
+        return networks()[name].has_weights
+    return PACKAGE_NETWORKS[weights] == name
 
 
 _STAGES: list[list[Callable[[Parts], Iterator[Problem]]]] = [

