@@ -15,6 +15,7 @@ from cifartune.data import LabelledImages
 from cifartune.models.facts import network_facts
 from cifartune.models.network import head_layers
 from cifartune.training import SplitImages
+from cifartune.training.canary import idle_parameters
 from cifartune.training.trainer import Trainer
 from cifartune.tuning.proposals import Proposer
 
@@ -132,6 +133,22 @@ def check_steps(recipe: Recipe, cifar: LabelledImages) -> None:
     assert not [name for name in moved if not weights[name].requires_grad]
     head = [layer.get_parameter("weight") for layer in head_layers(trainer.network)]
     assert any(weights[name] is weight for name in moved for weight in head)
+
+
+@pytest.mark.slow
+@each_space
+def test_no_parameter_of_a_smoke_run_is_idle(path: Path, cifar: LabelledImages) -> None:
+    """It would stop the run, although the search itself is sound."""
+    smoke = load_space(path).smoke()
+    base = smoke.base.with_values({"model.weights": "none"})
+    smoke = smoke.model_copy(update={"base": base})
+    split = SplitImages(
+        images=torch.from_numpy(cifar.images),
+        labels=torch.from_numpy(cifar.labels).long(),
+        train=torch.arange(300),
+        validation=torch.arange(300, 400),
+    )
+    assert idle_parameters(smoke, split) == {}
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cifartune.config.networks import networks
+from cifartune.config.parameters import Choice, Range
 from cifartune.config.recipe import Recipe
 
 FIXED = {"seed": "is drawn for each trial from search.seed: set that instead"}
@@ -119,6 +120,12 @@ EFFECTS: dict[str, list[Need]] = {
     **{f"augment.{name}_alpha": [_not_zero(f"augment.{name}")] for name in _MIXES},
 }
 """Fields that act only where another has certain values: one of the needs must be met."""
+
+
+def acts_late(name: str, parameter: Range | Choice) -> bool:
+    """Whether a searched field does nothing before the end of the first epoch."""
+    may_plateau = isinstance(parameter, Choice) and "plateau" in parameter.values
+    return name.startswith("stopping.") or name == "schedule.patience" or may_plateau
 
 
 def augments(recipe: Recipe) -> bool:

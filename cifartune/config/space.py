@@ -15,6 +15,7 @@ from pydantic import (
 )
 
 from cifartune.config import checks, notes
+from cifartune.config.effects import acts_late
 from cifartune.config.networks import networks
 from cifartune.config.parameters import Choice as Choice
 from cifartune.config.parameters import Parameter, Range, Value, in_order, point_of
@@ -355,7 +356,7 @@ class SearchSpace(Section):
             fixed = parameter.when.keys() - open_conditions
             varies = isinstance(parameter, Range) or len(parameter.values) > 1 or open_conditions
             holds = all(values[k] in parameter.when[k] for k in fixed)
-            if name not in small and varies and holds:
+            if name not in small and not acts_late(name, parameter) and varies and holds:
                 kept[name] = parameter.model_copy(update={"when": open_conditions})
         changes = {
             "name": f"{self.name[:94]}-smoke",

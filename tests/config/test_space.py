@@ -174,6 +174,22 @@ def test_a_space_survives_its_own_dump() -> None:
         assert SearchSpace.model_validate_json(original.model_dump_json()) == original
 
 
+def test_a_smoke_space_leaves_out_what_acts_after_its_only_epoch() -> None:
+    parameters = {
+        "stopping.metric": {"values": ["none", "val_loss"]},
+        "stopping.patience": {"values": [3, 5], "when": {"stopping.metric": "val_loss"}},
+        "schedule.name": {"values": ["one_cycle", "plateau"]},
+        "schedule.patience": {"values": [2, 3], "when": {"schedule.name": "plateau"}},
+        "optimizer.name": {"values": ["sgd", "adamw"]},
+    }
+    space = SearchSpace.model_validate({"name": "late", "base": {}, "parameters": parameters})
+    assert set(space.smoke().parameters) == {"optimizer.name"}
+    parameters["schedule.name"] = {"values": ["one_cycle", "cosine"]}
+    del parameters["schedule.patience"]
+    space = SearchSpace.model_validate({"name": "late", "base": {}, "parameters": parameters})
+    assert set(space.smoke().parameters) == {"schedule.name", "optimizer.name"}
+
+
 def test_a_smoke_space_is_valid_and_small() -> None:
     smoke = parse_space(RESNET, source="resnet").smoke()
     assert SearchSpace.model_validate(smoke.model_dump()) == smoke
