@@ -111,6 +111,9 @@ def _validate(data: dict[str, Any]) -> tuple[SearchSpace | None, Problems]:
     return None, _first_causes(problems)
 
 
+MOST_KEYS = 1000
+"""Keys that a section may have, merged ones included."""
+
 ROUNDS = 10
 """How often what is broken is put aside to look at the rest."""
 
@@ -215,6 +218,13 @@ class _Loader(yaml.SafeLoader):
                 raise _Refused(f"{key.value}: is given twice", key.start_mark)
             given.add(key.value)
         return node
+
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        super().flatten_mapping(node)
+        # Merges of merges double their keys each time: forty lines would fill the memory.
+        if len(node.value) > MOST_KEYS:
+            raise _Refused(f"more than {MOST_KEYS:,} keys in a section", node.start_mark)
 
 
 class _Dumper(yaml.SafeDumper):

@@ -46,7 +46,8 @@ def test_a_key_a_section_and_a_parameter_can_be_found() -> None:
     [momentum] = find_entries("optimizer.momentum")
     assert momentum.remarks == ("Acts only with optimizer.name sgd or rmsprop or muon.",)
     assert [e.name for e in find_entries("schedule")] == [
-        f"schedule.{key}" for key in ("name", "warmup", "cycles", "cycle_growth", "drops", "gamma")
+        f"schedule.{key}"
+        for key in ("name", "warmup", "cycles", "cycle_growth", "drops", "gamma", "patience")
     ]
     [trials] = find_entries("search.num_trials")
     assert trials.remarks == ("Also called num_samples or max_trials.",)
