@@ -12,6 +12,7 @@ What is done is kept in benchmarks/results/sources/NAME.json and not done again;
 import argparse
 import datetime
 import json
+import math
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 import torch
+from scipy.stats import t
 from source_rows import HEAD, ROWS, Row
 
 from cifartune.config import Recipe, SearchSpace, load_space
@@ -184,31 +186,41 @@ def section(row: Row, runs: list[Run]) -> Iterator[str]:
     """One row of the sources: what it is, both figures, and why they differ."""
     yield f"\n## {row.id}: {row.title}\n"
     yield f"`cifartune search search_spaces/{row.name}.yaml`\n"
-    if not runs:
-        yield f"Reported: {', '.join(f'{k} {v}' for k, v in row.reported.items())}. {row.remark}"
-        return
-    first = runs[0]
-    yield f"| | reported | ours, {first['validation_images']:,} validation images | ours, test |"
-    yield "|---|---|---|---|"
-    for label in dict.fromkeys(run["label"] for run in runs):
+    labels = dict.fromkeys([run["label"] for run in runs] or row.reported)
+    if labels:
+        yield "| | reported | ours, validation | ours, test |"
+        yield "|---|---|---|---|"
+    for label in labels:
         tests = [run["test_accuracy"] for run in runs if run["label"] == label]
-        test = percent(tests) if None not in tests else ""
-        reported = row.reported.get(label, "")
-        yield f"| {label} | {reported} | {percent(values(runs, label))} | {test} |"
-    fewest = min(len(values(runs, run["label"])) for run in runs)
-    minutes = fmean(run["seconds"] for run in runs) / 60
-    yield (
-        f"\n{'**Shortened**' if first['is_short'] else 'In full'}: {first['images']:,} images, "
-        f"{max(run['epochs'] for run in runs)} epochs, n = {fewest}; a run took {minutes:.1f} "
-        f"minutes on {first['threads']} thread{'s'[: first['threads'] - 1]} of a busy machine. "
-        f"{row.remark}"
+        test = "" if None in tests else show(tests)
+        yield f"| {label} | {row.reported.get(label, '')} | {show(values(runs, label))} | {test} |"
+    yield "\n" + " ".join(filter(None, [how_it_ran(runs), row.remark]))
+
+
+def how_it_ran(runs: list[Run]) -> str:
+    """How long the runs were, how many, and on what."""
+    if not runs:
+        return ""
+    first = runs[0]
+    seeds = sorted({len(values(runs, run["label"])) for run in runs})
+    return (
+        f"{'**Shortened**' if first['is_short'] else 'In full'}: {first['images']:,} training and "
+        f"{first['validation_images']:,} validation images, up to "
+        f"{max(run['epochs'] for run in runs)} epochs, n = {' to '.join(map(str, seeds))}, on "
+        f"{first['threads']} {first['device'].upper()} thread{'s'[: first['threads'] - 1]}, "
+        f"{fmean(run['seconds'] for run in runs) / 60:.1f} minutes a run beside other work."
     )
 
 
-def percent(accuracies: list[float]) -> str:
-    """Mean and standard deviation over seeds."""
-    text = f"{fmean(accuracies):.2%}"
-    return text + (f" ± {stdev(accuracies) * 100:.2f}" if len(accuracies) > 1 else "")
+def show(accuracies: list[float]) -> str:
+    """The mean over seeds, with half the 95 % interval of Student's t where there are several."""
+    if not accuracies:
+        return ""
+    text, count = f"{fmean(accuracies):.2%}", len(accuracies)
+    if count > 1:
+        half = float(t.ppf(0.975, count - 1)) * stdev(accuracies) / math.sqrt(count)
+        text += f" ± {half * 100:.2f}"
+    return text
 
 
 if __name__ == "__main__":
