@@ -9,7 +9,7 @@ class Row:
 
     Attributes:
         id: The letter of the source and a number.
-        name: The file under search_spaces/.
+        name: The file under search_spaces/, or a command where it is no training.
         title: What it is.
         reported: The source's figure for each recipe, under our label of it.
         remark: Where it differs from ours, and why; where it was not run, why not.
@@ -20,6 +20,12 @@ class Row:
     title: str
     reported: dict[str, str] = field(default_factory=dict)
     remark: str = ""
+
+    @property
+    def command(self) -> str:
+        """What runs it."""
+        is_command = self.name.startswith("cifartune")
+        return self.name if is_command else f"cifartune search search_spaces/{self.name}.yaml"
 
 
 HEAD = """# The systems of the sources, theirs and ours
@@ -37,7 +43,8 @@ tested, once; what is shortened is not tested. The sources:
 - B: "Deep Learning CA1: CIFAR-10"
 - C: M. Trokhymovych, "Mini-project report: Deep Learning for Computer Vision" (2020)
 - D: J. Kumar Soni, "CIFAR-10 Classification"
-- E: M. Chiu, S. Vijay, H. ElBoghdadi, "Training A ResNet For CIFAR10 Image Classification" (2022)"""
+- E: M. Chiu, S. Vijay, H. ElBoghdadi, "Training A ResNet For CIFAR10 Image Classification"
+  (2022)"""
 
 GPU = "Meant for a GPU, which this project has not had yet."
 HUB = "Its weights come from timm's hub, which cannot be reached from where this was run."
@@ -55,10 +62,10 @@ ROWS = [
         "resnet_dropout",
         "dropout in the blocks, leaky ReLU",
         {
-            "resnet18, 0.1": "78.26 %",
-            "resnet34, 0.1": "78.5 %",
-            "resnet50, 0.1": "77.0 %",
-            "resnet18, 0.2": "no change",
+            "resnet18, block_dropout 0.1": "78.26 %",
+            "resnet34, block_dropout 0.1": "78.5 %",
+            "resnet50, block_dropout 0.1": "77.0 %",
+            "resnet18, block_dropout 0.2": "no change",
         },
         GPU,
     ),
@@ -73,12 +80,15 @@ ROWS = [
     Row("A5", "resnet_wishes", "mixup, plateau, hard examples: wished for", {}, GPU),
     Row("B3", "fully_connected", "a fully connected baseline", {"the recipe": "poor"}),
     Row("B4", "vgg10_augmentation", "ten convolutions, without and with augmentation", {}, GPU),
-    Row("B5", "wideresnet", "Wide ResNet, warm restarts", {"0.0": "93 % validation"}, GPU),
+    Row("B5", "wideresnet", "Wide ResNet, warm restarts", {"strength 0.0": "93 % validation"}, GPU),
     Row(
         "B6",
         "wideresnet_cutmix",
         "CutMix, squeeze-and-excite, Mish",
-        {"True, default": "94.6 % validation", "True, mish": "no gain"},
+        {
+            "squeeze_excite True, default": "94.6 % validation",
+            "squeeze_excite True, mish": "no gain",
+        },
         GPU,
     ),
     Row(
@@ -99,7 +109,7 @@ ROWS = [
         "C1",
         "lenet_efficientnet",
         "LeNet, EfficientNet-B0",
-        {"lenet": "75.37 %", "efficientnet_b0, 0.2": "75.00 %"},
+        {"lenet": "75.37 %", "efficientnet_b0, dropout 0.2": "75.00 %"},
     ),
     Row(
         "C2",
@@ -117,10 +127,10 @@ ROWS = [
         "lenet_optimisers",
         "four optimisers",
         {
-            "sgd, 0.01, 0.9": "75.70 %",
-            "adam, 0.001": "75.37 %",
-            "rmsprop, 0.001, 0.0": "74.90 %",
-            "adamax, 0.002": "75.77 %",
+            "sgd, lr 0.01, momentum 0.9": "75.70 %",
+            "adam, lr 0.001": "75.37 %",
+            "rmsprop, lr 0.001, momentum 0.0": "74.90 %",
+            "adamax, lr 0.002": "75.77 %",
         },
     ),
     Row(
@@ -173,5 +183,19 @@ ROWS = [
         "augmented images added to the originals: wished for",
         {},
         GPU,
+    ),
+    Row(
+        "E3",
+        "resnet_five_million_search",
+        "at most 5,000,000 weights, as a constraint of a search",
+        {},
+        GPU,
+    ),
+    Row(
+        "F1 to F3",
+        "resnet",
+        "six hyper-parameters with Optuna and ASHA; the best refit in five folds, logged to MLflow",
+        {},
+        "`quick.yaml` is the same search for two cores, run in full: README.md.",
     ),
 ]

@@ -5,8 +5,9 @@
 
 Every recipe of search_spaces/NAME.yaml is trained with several seeds on the file's own training
 images. The one with the best mean validation accuracy is chosen, and only that one is tested, once.
-What is done is kept in benchmarks/results/sources/NAME.json and not done again; --epochs and
---images shorten the runs, which the results and the table say.
+What is done is kept in benchmarks/results/sources/NAME.json and not done again. --epochs and
+--images shorten the runs: those are kept in NAME-short.json, are not tested, and stand in the table
+where there are no whole ones.
 """
 
 import argparse
@@ -64,11 +65,10 @@ def main() -> None:
 def train_all(name: str, seeds: int, epochs: int | None, images: int | None) -> None:
     """Trains and keeps what is missing of one file, then tests the recipe that is chosen."""
     space = load_space(ROOT / "search_spaces" / f"{name}.yaml")
-    runs = load(name)
     count = min(images or space.train_images, space.train_images)
     is_short = count < space.train_images or bool(epochs and epochs < space.max_epochs)
-    if any(run["is_short"] for run in runs) and not is_short:
-        runs = []
+    kept = f"{name}-short" if is_short else name
+    runs = load(kept)
     done = {(run["recipe_id"], run["images"]) for run in runs}
     for seed in range(seeds):
         for label, whole in recipes(space):
@@ -76,14 +76,17 @@ def train_all(name: str, seeds: int, epochs: int | None, images: int | None) -> 
             recipe = whole.with_values({"seed": derive_seed(seed, "source"), "epochs": length})
             if (recipe.id, count) not in done:
                 run = trained_before(recipe, count) or train(name, space, recipe, count)
-                runs.append({**run, "label": label, "seed": seed, "is_short": is_short})
-                write(name, runs)
+                about = {"label": label, "seed": seed, "is_short": is_short}
+                runs.append({**run, **about, "test_accuracy": None})
+                write(kept, runs)
+    if is_short or any(run["test_accuracy"] is not None for run in runs):
+        return  # one look
     best = chosen(runs)
     for run in runs:
-        if run["label"] == best and run["test_accuracy"] is None and not is_short:
+        if run["label"] == best:
             ensemble = load_ensemble([MODELS / f"{run['recipe_id']}.safetensors"])
             run["test_accuracy"] = evaluate(ensemble, load_test()).value
-    write(name, runs)
+    write(kept, runs)
 
 
 def recipes(space: SearchSpace) -> Iterator[tuple[str, Recipe]]:
@@ -95,7 +98,10 @@ def recipes(space: SearchSpace) -> Iterator[tuple[str, Recipe]]:
         except SpaceExhausted:
             return
         trial = study.trials[number]
-        label = ", ".join(str(value) for value in trial.params.values())
+        label = ", ".join(
+            value if isinstance(value, str) else f"{name.split('.')[-1]} {value}"
+            for name, value in trial.params.items()
+        )
         yield label or "the recipe", study.recipe(trial)
 
 
@@ -178,14 +184,16 @@ def write(name: str, runs: list[Run]) -> None:
 
 def table() -> str:
     """The text of docs/SOURCES.md."""
-    sections = [line for row in ROWS for line in section(row, load(row.name))]
+    sections = [
+        line for row in ROWS for line in section(row, load(row.name) or load(f"{row.name}-short"))
+    ]
     return "\n".join([HEAD, *sections, ""])
 
 
 def section(row: Row, runs: list[Run]) -> Iterator[str]:
     """One row of the sources: what it is, both figures, and why they differ."""
     yield f"\n## {row.id}: {row.title}\n"
-    yield f"`cifartune search search_spaces/{row.name}.yaml`\n"
+    yield f"`{row.command}`\n"
     labels = dict.fromkeys([run["label"] for run in runs] or row.reported)
     if labels:
         yield "| | reported | ours, validation | ours, test |"

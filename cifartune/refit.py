@@ -17,7 +17,6 @@ from cifartune.events import Observer
 from cifartune.runs import RunFolder
 from cifartune.seeds import derive_seed
 from cifartune.statistics import Accuracy
-from cifartune.training.optim import restart_epochs
 from cifartune.tuning.jobs import LOGITS, SNAPSHOTS, WEIGHTS
 from cifartune.tuning.messages import Failed, Job, Progress
 from cifartune.tuning.slots import SlotPool
@@ -50,7 +49,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class SnapshotEnsemble:
-    """A candidate whose folds are each the ensemble of the weights at the ends of all cycles.
+    """A candidate whose folds are each the ensemble of their snapshots and their last epoch.
 
     Huang et al., https://arxiv.org/abs/1704.00109.
 
@@ -141,12 +140,14 @@ def refit_recipe(study: TrialStudy, trial: FrozenTrial) -> Recipe:
     trial that listened to its validation images is refit for as many epochs as it kept.
     """
     recipe = study.recipe(trial)
-    values: dict[str, Any] = {"epochs": study.space.refit.epochs or recipe.epochs}
+    values: dict[str, Any] = {}
+    if epochs := study.space.refit.epochs:
+        values |= {"epochs": epochs, "stopping.epoch": 0}
     listened = recipe.stopping.metric.startswith("val_")
     if listened or recipe.stopping.keep == "best":
         values["stopping.keep"] = "last"
         values["stopping.metric"] = "none" if listened else recipe.stopping.metric
-        if trial.state is TrialState.COMPLETE and study.space.refit.epochs is None:
+        if trial.state is TrialState.COMPLETE and not epochs:
             values["stopping.epoch"] = kept_epoch(trial)
     return recipe.with_values(values)
 
@@ -158,14 +159,9 @@ def out_of_fold_logits(
 
     Images that the refit did not use, as in a smoke run, are NaN.
     """
-    return _gathered(splits, [run.fold(number, fold) / LOGITS for fold in range(folds)])
-
-
-def _gathered(splits: Splits, files: Sequence[Path]) -> npt.NDArray[np.float32]:
-    """Logits of all images, from one file a fold."""
     logits = np.full((len(splits.fold), 10), np.nan, dtype=np.float32)
-    for fold, file in enumerate(files):
-        logits[splits.held_out(fold)[1]] = np.load(file)
+    for fold in range(folds):
+        logits[splits.held_out(fold)[1]] = np.load(run.fold(number, fold) / LOGITS)
     return logits
 
 
@@ -192,31 +188,27 @@ def _candidate(
         fold_accuracies=[float(correct[splits.fold == fold].mean()) for fold in range(folds)],
         loss=float(log_loss(labels[used], probabilities, labels=np.arange(10))),
         weights=[folder / WEIGHTS for folder in folders],
-        snapshots=_snapshots(folders, recipe, splits, labels),
+        snapshots=_snapshots(folders, splits, labels),
     )
 
 
 def _snapshots(
-    folders: Sequence[Path], recipe: Recipe, splits: Splits, labels: npt.NDArray[np.uint8]
+    folders: Sequence[Path], splits: Splits, labels: npt.NDArray[np.uint8]
 ) -> SnapshotEnsemble | None:
     from scipy.special import softmax
 
-    epochs = [e for e in restart_epochs(recipe) if e < recipe.last_epoch]
-    if not epochs:
+    # A fold that ended before the others has fewer.
+    members = [[*sorted((folder / SNAPSHOTS).glob("*")), folder] for folder in folders]
+    if all(len(own) == 1 for own in members):
         return None
-    members = [
-        folders,
-        *([folder / SNAPSHOTS / str(epoch) for folder in folders] for epoch in epochs),
-    ]
-    probabilities = [
-        softmax(_gathered(splits, [folder / LOGITS for folder in member]), axis=1)
-        for member in members
-    ]
-    used = splits.fold >= 0
-    correct = np.mean(probabilities, axis=0).argmax(1)[used] == labels[used]
+    right = 0
+    for fold, own in enumerate(members):
+        probabilities = [softmax(np.load(member / LOGITS), axis=1) for member in own]
+        classes = np.mean(probabilities, axis=0).argmax(1)
+        right += int((classes == labels[splits.held_out(fold)[1]]).sum())
     return SnapshotEnsemble(
-        accuracy=Accuracy.of(int(correct.sum()), len(correct)),
-        weights=[folder / WEIGHTS for member in members for folder in member],
+        accuracy=Accuracy.of(right, int((splits.fold >= 0).sum())),
+        weights=[member / WEIGHTS for own in members for member in own],
     )
 
 

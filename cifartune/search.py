@@ -3,7 +3,7 @@
 import json
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -220,14 +220,17 @@ class Search:
         run = self.run_folder
         with self._clock.time("evaluate"):
             winner = candidates[0]
-            models = [winner.weights, *([winner.snapshots.weights] if winner.snapshots else [])]
+            models = {"folds": winner.weights}
+            if winner.snapshots:
+                models["snapshots"] = winner.snapshots.weights
             accuracies = self._evaluate_once(models)
             export_ensemble(load_ensemble(winner.weights), run.program)
-        test = accuracies[0]
+        test = accuracies["folds"]
         result = outcome(
             self._study,
             candidates,
-            *accuracies,
+            test,
+            accuracies.get("snapshots"),
             run=run,
             seconds=self._clock.totals(),
             mlflow={"uri": self._uri, "run_id": self._tracker.run_id},
@@ -244,7 +247,7 @@ class Search:
         self._tracker.search_ended(headline, [f for f in files if f.exists()], run.program)
         return result
 
-    def _evaluate_once(self, models: Sequence[Sequence[Path]]) -> list[Accuracy]:
+    def _evaluate_once(self, models: Mapping[str, Sequence[Path]]) -> dict[str, Accuracy]:
         """The accuracy on the test set, or on its stand-in, of ensembles of the files in `models`.
 
         A second time, what was found.
@@ -258,9 +261,12 @@ class Search:
                 images = stand_in(self._train, self._splits.stand_in)
             else:
                 images = load_test(self._data_root)
-            found = [evaluate(load_ensemble(weights), images).as_dict() for weights in models]
+            found = {
+                name: evaluate(load_ensemble(weights), images).as_dict()
+                for name, weights in models.items()
+            }
             write_atomically(path, json.dumps(found))
-        return [Accuracy(**accuracy) for accuracy in json.loads(path.read_text())]
+        return {name: Accuracy(**value) for name, value in json.loads(path.read_text()).items()}
 
     def _summarize(self, result: dict[str, Any]) -> None:
         from cifartune.report.summary import print_summary

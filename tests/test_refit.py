@@ -1,5 +1,6 @@
 """Cross-validation: which jobs it makes, and what it makes of their outputs."""
 
+import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -193,6 +194,8 @@ def test_epochs_that_the_refit_has_of_its_own_are_all_trained(tmp_path: Path) ->
     study, _ = search(tmp_path, base=base)
     recipe = refit_recipe(study, study.trials[0])
     assert (recipe.last_epoch, recipe.stopping.metric) == (5, "none")
+    study, _ = search(tmp_path, base={**base, "stopping": {"epoch": 2}})
+    assert refit_recipe(study, study.trials[0]).last_epoch == 5
 
 
 def test_the_ends_of_all_cycles_make_an_ensemble(
@@ -220,6 +223,27 @@ def test_the_ends_of_all_cycles_make_an_ensemble(
     assert candidate.snapshots.accuracy.value == 1
     assert len(set(candidate.snapshots.weights)) == 3 * FOLDS
     assert set(candidate.weights) < set(candidate.snapshots.weights)
+
+
+def test_a_fold_that_ended_before_a_restart_has_fewer_snapshots(
+    tmp_path: Path, splits: Splits, labels: Any
+) -> None:
+    """Training accuracy may level off in one fold and not in another."""
+    study, run = search(tmp_path, refit={"top_k": 1, "folds": FOLDS})
+
+    class Uneven(FakePool):
+        def run(self, *args: Any, **kwargs: Any) -> Iterator[tuple[Job, Message]]:
+            for job, message in super().run(*args, **kwargs):
+                if job.fold:
+                    folder = job.folder / SNAPSHOTS / "1"
+                    folder.mkdir(parents=True)
+                    shutil.copy(job.folder / LOGITS, folder)
+                yield job, message
+
+    candidate = refit(study, run, Uneven(splits, labels))[0]
+    assert candidate.snapshots is not None
+    assert candidate.snapshots.accuracy == candidate.accuracy
+    assert len(candidate.snapshots.weights) == FOLDS + FOLDS - 1
 
 
 def test_without_restarts_there_are_no_snapshots(

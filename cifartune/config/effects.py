@@ -1,6 +1,6 @@
 """Which recipe fields act only together with others, and which are not the user's to set."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -122,10 +122,12 @@ EFFECTS: dict[str, list[Need]] = {
 """Fields that act only where another has certain values: one of the needs must be met."""
 
 
-def acts_late(name: str, parameter: Range | Choice) -> bool:
-    """Whether a searched field does nothing before the end of the first epoch."""
+def acts_late(name: str, parameter: Range | Choice, base: Mapping[str, Any]) -> bool:
+    """Whether a searched field does nothing before some epochs are over."""
     may_plateau = isinstance(parameter, Choice) and "plateau" in parameter.values
-    return name.startswith("stopping.") or name == "schedule.patience" or may_plateau
+    of_plateau = name == "schedule.gamma" and base["schedule.name"] == "plateau"
+    is_patience = name.startswith("stopping.") or name == "schedule.patience"
+    return is_patience or may_plateau or of_plateau
 
 
 def augments(recipe: Recipe) -> bool:

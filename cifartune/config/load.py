@@ -219,7 +219,6 @@ class _Loader(yaml.SafeLoader):
             given.add(key.value)
         return node
 
-
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
         super().flatten_mapping(node)
         # Merges of merges double their keys each time: forty lines would fill the memory.

@@ -88,10 +88,25 @@ def _inert(parts: Parts) -> Iterator[str]:
         yield f"refit.top_k asks for more recipes than there are trials: {told}"
 
 
+def _never_acts(parts: Parts) -> Iterator[str]:
+    """A rule for the end of a run that cannot come true within its epochs."""
+    if parts.parameters.keys() & {"epochs", "stopping.patience", "stopping.epoch"}:
+        return
+    base, last = parts.space.base, parts.space.max_epochs
+    if base.stopping.metric != "none" and base.stopping.patience >= last:
+        yield (
+            f"stopping.metric ends no run: stopping.patience is {base.stopping.patience}, "
+            f"of {last} epochs"
+        )
+    if base.stopping.epoch >= base.epochs:
+        yield f"stopping.epoch has no effect: a run has {base.epochs} epochs"
+
+
 _NOTES: list[Callable[[Parts], Iterator[str]]] = [
     _waste,
     _grid_size,
     _unmodelled,
     _never_stops,
     _inert,
+    _never_acts,
 ]

@@ -227,7 +227,7 @@ class StoppingRecipe(Section):
         "none",
         description="What must get better for a run to go on; none runs all epochs. A refit does "
         "not judge by the images that it holds out: with a val_ metric it trains for as many "
-        "epochs as the trial did to its best.",
+        "epochs as the trial did, or as it kept.",
     )
     patience: int = Field(
         5, ge=1, le=1000, description="Epochs without a new best after which the run ends."

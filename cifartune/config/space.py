@@ -42,7 +42,8 @@ NETWORK_METRICS = ("params", "flops")
 class Objective(Section):
     """What the search maximises or minimises.
 
-    A metric of training counts at the last epoch that a trial reached.
+    A metric of training counts at the last epoch that a trial reached, or at the one that its
+    recipe keeps.
     """
 
     metric: EpochMetric | NetworkMetric = Field(
@@ -301,9 +302,11 @@ class SearchSpace(Section):
 
     @property
     def max_epochs(self) -> int:
-        """The most epochs that a recipe of the space may have."""
+        """The most epochs for which a recipe of the space may be trained."""
         epochs = self.parameters.get("epochs")
-        return max(self.base.epochs, epochs.largest() if epochs else 0)
+        most = max(self.base.epochs, epochs.largest() if epochs else 0)
+        end = 0 if "stopping.epoch" in self.parameters else self.base.stopping.epoch
+        return min(most, end or most)
 
     def ordered_parameters(self) -> dict[str, Range | Choice]:
         """The parameters, each after those that its `when` names.
@@ -343,7 +346,8 @@ class SearchSpace(Section):
 
     def smoke(self) -> "SearchSpace":
         """The same search shrunk to a check that everything works, in a minute anywhere."""
-        small = {"epochs": 1, "batch_size": min(self.base.batch_size, 128)}
+        # Two epochs: what is decided or kept after the first is tried too.
+        small = {"epochs": 2, "batch_size": min(self.base.batch_size, 128)}
         searched = self.parameters.get("model.name")
         names = searched.values if isinstance(searched, Choice) else [self.base.model.name]
         if all(networks()[str(name)].family in SMALL_FAMILIES for name in names):
@@ -356,7 +360,8 @@ class SearchSpace(Section):
             fixed = parameter.when.keys() - open_conditions
             varies = isinstance(parameter, Range) or len(parameter.values) > 1 or open_conditions
             holds = all(values[k] in parameter.when[k] for k in fixed)
-            if name not in small and not acts_late(name, parameter) and varies and holds:
+            is_late = acts_late(name, parameter, values)
+            if name not in small and not is_late and varies and holds:
                 kept[name] = parameter.model_copy(update={"when": open_conditions})
         changes = {
             "name": f"{self.name[:94]}-smoke",

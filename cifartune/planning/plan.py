@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from cifartune.config import Recipe, SearchSpace
+from cifartune.config.effects import augments
 from cifartune.config.recipe import recipe_fields
 from cifartune.planning.rehearsal import MOST_TRIALS, Rehearsed
 from cifartune.seeds import derive_seed
@@ -35,6 +36,8 @@ LONG_SECONDS = 3 * 3600
 @dataclass(frozen=True)
 class Plan:
     """What a search is expected to take; times in seconds, sizes in bytes.
+
+    A recipe that may end a run early (`stopping.metric`) is planned as if it never did.
 
     Attributes:
         trials: Trials of the search.
@@ -139,6 +142,8 @@ def make_plan(
         gpus: GPUs of a slot.
         start: Seconds until the first trial begins.
     """
+    from cifartune.training.optim import restart_epochs  # torch, which the terminal does without
+
     costs = _Costs(space, recipes, probed.costs)
     scale = [_longer(space, run) for run in rehearsals]
     epochs = [
@@ -158,11 +163,12 @@ def make_plan(
         _makespan((costs.fold(recipe) for recipe in run for _ in range(folds)), slots)
         for run in chosen
     )
-    refit_epochs = fmean(folds * sum(recipe.epochs for recipe in run) for run in chosen)
+    refit_epochs = fmean(folds * sum(recipe.last_epoch for recipe in run) for run in chosen)
     base = costs.of(space.base)
     views = 2 if space.base.tta == "flip" else 1
     tested = space.stand_in or TEST_IMAGES
-    evaluate = folds * (views * tested / base.eval_rate + EXPORT_SECONDS)
+    predicting = base.predict_rate or base.eval_rate
+    evaluate = folds * (views * tested / predicting + EXPORT_SECONDS)
     total = start + search + refit + evaluate
     kept = max(cost.weights_bytes for cost in probed.costs)
     trials = _trials(space, rehearsals)
@@ -187,7 +193,7 @@ def make_plan(
         device="GPU" if gpus else "core",
         memory=probed.memory_bytes,
         # The folds' weights, and the winner's twice more: exported, and logged.
-        disk=(top_k + 2) * folds * kept
+        disk=(top_k * (1 + len(restart_epochs(space.base))) + 2) * folds * kept
         + top_k * space.refit_images * 40
         + slots * max(cost.checkpoint_bytes for cost in probed.costs)
         + trials * TRIAL_BYTES,
@@ -219,26 +225,30 @@ class _Costs:
 
     def trial(self, recipe: Recipe, epochs: int) -> float:
         """Seconds of a trial that is trained for `epochs`."""
-        cost, data = self.of(recipe), self._space.data
-        epoch = self._space.train_images / cost.train_rate + data.validation / cost.eval_rate
-        return cost.build_seconds + epochs * (epoch + cost.checkpoint_seconds)
+        cost, space = self.of(recipe), self._space
+        trained = _epochs(cost, epochs, space.train_images, space.data.validation)
+        return cost.build_seconds + trained
 
     def fold(self, recipe: Recipe) -> float:
         """Seconds of one fold of a recipe's refit."""
         cost, images = self.of(recipe), self._space.refit_images
         held_out = images / self._space.refit.folds
-        epoch = (images - held_out) / cost.train_rate + held_out / cost.eval_rate
+        trained = _epochs(cost, recipe.last_epoch, images - held_out, held_out)
         views = 2 if recipe.tta == "flip" else 1
-        predicted = views * held_out / cost.eval_rate
-        return cost.build_seconds + recipe.epochs * (epoch + cost.checkpoint_seconds) + predicted
+        predicted = views * held_out / (cost.predict_rate or cost.eval_rate)
+        return cost.build_seconds + trained + predicted
 
     def name(self, recipe: Recipe) -> str:
         """What tells a recipe from the others that were measured."""
-        differs = [
-            i for i in range(len(_KIND)) if len({_kind(other)[i] for other, _ in self.measured}) > 1
-        ]
+        kinds = [_kind(other) for other, _ in self.measured]
+        differs = [i for i in range(len(kinds[0])) if len({kind[i] for kind in kinds}) > 1]
         values = recipe.flat()
-        named = [str(values[_KIND[i]]) for i in differs if _KIND[i] != "model.name"]
+        words = [
+            *(str(values[name]) for name in _KIND),
+            "with sharpness" if recipe.optimizer.sam_rho else "plain steps",
+            "augmented" if augments(recipe) else "not augmented",
+        ]
+        named = [words[i] for i in differs if i != _KIND.index("model.name")]
         return ", ".join([recipe.model.name, *named])
 
 
@@ -259,12 +269,23 @@ _KIND = (
 """The fields that decide what an image costs."""
 
 
+def _epochs(cost: Cost, epochs: int, train_images: float, evaluated: float) -> float:
+    """Seconds of the first `epochs` of a run."""
+    first, later = cost.train_rate, cost.later_rate or cost.train_rate
+    training = train_images * (1 / first + (epochs - 1) / later)
+    return training + epochs * (evaluated / cost.eval_rate + cost.checkpoint_seconds)
+
+
 def _kind(recipe: Recipe) -> tuple[Any, ...]:
     values = recipe.flat()
-    # Numbers that are less than a factor of two apart are alike.
-    return tuple(
-        round(math.log2(1 + values[name])) if type(values[name]) is int else values[name]
-        for name in _KIND
+    return (
+        # Numbers that are less than a factor of two apart are alike.
+        *(
+            round(math.log2(1 + values[name])) if type(values[name]) is int else values[name]
+            for name in _KIND
+        ),
+        recipe.optimizer.sam_rho > 0,  # two gradients a step
+        recipe.model.trainable != "all" and augments(recipe),  # features are computed or kept
     )
 
 
@@ -310,11 +331,9 @@ def _reaching(
 
 
 def _refit(space: SearchSpace, run: Sequence[Rehearsed]) -> list[Recipe]:
-    return [
-        trial.recipe.with_values({"epochs": space.refit.epochs or trial.recipe.epochs})
-        for trial in run
-        if trial.is_best
-    ]
+    """The recipes as refit, if each trial keeps its last epoch."""
+    values = {"epochs": space.refit.epochs, "stopping.epoch": 0} if space.refit.epochs else {}
+    return [trial.recipe.with_values(values) for trial in run if trial.is_best]
 
 
 def _makespan(seconds: Iterable[float], slots: int) -> float:

@@ -84,7 +84,7 @@ def _rehearse(
         study.annotate(
             number, {target.metric: value for target in space.targets} | trial.user_attrs
         )
-        if epoch == recipe.epochs:
+        if epoch == recipe.last_epoch:
             study.record(number, epoch, value)
             scheduler.on_trial_complete(None, handle, result)
             study.complete(number)

@@ -2,14 +2,14 @@
 
 import pandas as pd
 
-from cifartune.tuning.study import TrialStudy
+from cifartune.tuning.study import TrialStudy, kept_epoch
 
 
 def trials_frame(study: TrialStudy) -> pd.DataFrame:
     """One row a trial: number, state, value, failure, metrics and facts, then the recipe's fields.
 
-    The recipe's columns have their dotted names; `value` is the objective at the last epoch, and
-    `seconds` the time of all the trial's epochs.
+    The recipe's columns have their dotted names; `value` is the objective at the epoch that counts,
+    the last unless the recipe keeps its best, and `seconds` the time of all the trial's epochs.
     """
     rows = []
     for trial in study.trials:
@@ -20,7 +20,7 @@ def trials_frame(study: TrialStudy) -> pd.DataFrame:
                 "trial": trial.number,
                 "state": trial.state.name,
                 "trained_epochs": max(epochs, default=0),
-                "value": epochs[max(epochs)] if epochs else None,
+                "value": epochs[kept_epoch(trial)] if epochs else None,
                 "failure": trial.user_attrs.get("failure"),
                 "message": trial.user_attrs.get("message"),
                 "recipe_id": study.recipe(trial).id,

@@ -190,10 +190,9 @@ def _leaderboard(study: TrialStudy, width: int) -> Table:
     rows = []
     for trial in study.best(LEADERBOARD):
         recipe = study.recipe(trial)
-        epoch = kept_epoch(trial)
-        value = trial.intermediate_values[epoch]
+        epoch, value = max(trial.intermediate_values), trial.intermediate_values[kept_epoch(trial)]
         state = ends.get(trial.state, "unfinished")
-        rows.append(Row(trial.number, trial.params, recipe.epochs, state, epoch, value))
+        rows.append(Row(trial.number, trial.params, recipe.last_epoch, state, epoch, value))
     space = study.space
     return trials_table(space.target.metric, list(space.parameters), rows, width=width)
 

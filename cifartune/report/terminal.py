@@ -49,7 +49,7 @@ class Progress(Observer):
                 self._live = None
 
     def trial_started(self, number: int, recipe: Recipe) -> None:
-        self._rows[number] = Row(number, self._space.point(recipe.flat()), recipe.epochs)
+        self._rows[number] = Row(number, self._space.point(recipe.flat()), recipe.last_epoch)
 
     def epoch_ended(self, number: int, epoch: int, metrics: dict[str, float]) -> None:
         row = self._rows[number]
@@ -71,8 +71,8 @@ class Progress(Observer):
         self._line(f"trial {trial.number:3}  {row.state}" + (f": {message}" if message else ""))
 
     def refit_started(self, number: int, recipe: Recipe, folds: int) -> None:
-        self._refits[number] = folds, recipe.epochs
-        self._line(f"refit of trial {number}: {folds} folds of {recipe.epochs} epochs")
+        self._refits[number] = folds, recipe.last_epoch
+        self._line(f"refit of trial {number}: {folds} folds of {recipe.last_epoch} epochs")
 
     def fold_epoch_ended(
         self, number: int, fold: int, epoch: int, metrics: dict[str, float]

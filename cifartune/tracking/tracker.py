@@ -146,8 +146,10 @@ class MlflowTracker(Observer):
             facts = {k: v for k, v in trial.user_attrs.items() if isinstance(v, str)}
             feasible = is_feasible(trial)
             self._tag(key, {"state": trial.state.name, "feasible": feasible, **facts})
-            if "params" in trial.user_attrs:
-                self._log(key, {"params": trial.user_attrs["params"]}, 0)
+            end = {k: v for k, v in trial.user_attrs.items() if k in ("params", "kept_epoch")}
+            if trial.value is not None:
+                end["objective"] = trial.values[0]
+            self._log(key, end, 0)
             status = {TrialState.COMPLETE: "FINISHED", TrialState.PRUNED: "KILLED"}
             ended = status.get(trial.state, "FAILED") if feasible else "FAILED"
             self._end(key, ended)

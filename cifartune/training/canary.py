@@ -37,8 +37,14 @@ STEPS = 2
 STEP_IMAGES = 32
 """Images a step; as many are predicted after the last."""
 
+LATE = 1_000_000
+"""A step by which no average remembers the start."""
+
 LONG = 1000.0
 """A gradient of a weight that no recipe leaves as long as that, if it limits gradients at all."""
+
+METRICS = ("val_accuracy", "val_loss", "train_accuracy", "train_loss")
+"""What a run may listen to."""
 
 TRAIN_IMAGES = 512
 """Training images that are used at least; they cost little beside the steps."""
@@ -115,7 +121,7 @@ def fingerprint(recipe: Recipe, split: SplitImages) -> str:
     seen.append(_hash(trainer.predict(split.images[split.validation[:STEP_IMAGES]])))
     for weight in network.parameters():  # later gradients may be longer than those of these steps
         weight.grad = torch.full_like(weight, LONG) if weight.requires_grad else None
-    trainer.apply_gradients(steps - 1)
+    trainer.apply_gradients(LATE)  # an average's first steps look alike, whatever its decay
     seen.append(_hash(trainer.classifier.state_dict()))
     return _hash(seen)
 
@@ -133,25 +139,38 @@ def _course(trainer: Trainer, history: list[EpochResult]) -> list[Any]:
     return [end, trainer.kept_epoch, [group["lr"] for group in trainer.optimizer.param_groups]]
 
 
-def _made_up(epochs: int) -> Iterator[list[EpochResult]]:
+@cache
+def _made_up(epochs: int) -> list[list[EpochResult]]:
     """The results of runs, for what acts on them later than in the first steps.
 
-    In each run one metric gets better by ever smaller steps to the middle and then worse, while
-    the others get better by far in each epoch.
+    In each run one metric gets better by ever smaller steps, to an epoch from which on it gets
+    worse, while the others get better by far in each epoch. The steps fall from 1 to a millionth.
     """
-    changes = [
-        10 ** (-12 * epoch / epochs) if epoch < epochs // 2 else -1.0 for epoch in range(epochs - 1)
-    ]
-    curve = [0.0, *accumulate(changes)]
-    for metric in ("val_accuracy", "val_loss", "train_accuracy", "train_loss"):
-        run = []
-        for epoch in range(epochs):
-            values = {}
-            for name in ("val_accuracy", "val_loss", "train_accuracy", "train_loss"):
-                good = curve[epoch] if name == metric else float(epoch)
-                values[name] = good if name.endswith("accuracy") else 2 * epochs - good
-            run.append(EpochResult(epoch + 1, lr=0.0, images_per_second=0.0, seconds=0.0, **values))
-        yield run
+    runs = []
+    for peak in {0, epochs // 4, epochs // 2, epochs - 2, epochs - 1}:
+        for shift in (0.0, 0.5):
+            changes = [
+                10 ** (-6 * (epoch + shift) / epochs) if epoch < peak else -1.0
+                for epoch in range(epochs - 1)
+            ]
+            curve = [0.0, *accumulate(changes)]
+            runs += [_run(metric, curve) for metric in METRICS]
+    return runs
+
+
+def _run(metric: str, curve: list[float]) -> list[EpochResult]:
+    """A run in which `metric` follows `curve`, up being better."""
+    results = []
+    for epoch, value in enumerate(curve):
+        good = {name: float(epoch) for name in METRICS} | {metric: value}
+        metrics = {
+            name: value if name.endswith("accuracy") else 2 * len(curve) - value
+            for name, value in good.items()
+        }
+        results.append(
+            EpochResult(epoch + 1, lr=0.0, images_per_second=0.0, seconds=0.0, **metrics)
+        )
+    return results
 
 
 def _few_images(space: SearchSpace, split: SplitImages) -> SplitImages:

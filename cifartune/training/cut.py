@@ -76,6 +76,8 @@ def find_cut(network: nn.Module, example: Tensor) -> Cut | None:
         try:
             cut = _try_to_cut(network, example)
             return cut if cut and _is_right(cut, network, example) else None
+        except (torch.OutOfMemoryError, torch.AcceleratorError):
+            raise
         except Exception:
             # What a network does with a stand-in for a tensor may fail in any way.
             return None

@@ -1,7 +1,6 @@
 """The optimiser, through timm's factory, and the learning-rate schedule, as a function of time."""
 
 import math
-from collections.abc import Iterable
 from itertools import pairwise
 
 import torch
@@ -9,7 +8,9 @@ from timm.optim import create_optimizer_v2
 from torch import nn
 
 from cifartune.config.recipe import OptimizerRecipe, Recipe, ScheduleRecipe
-from cifartune.training.history import plateaus
+
+LOW = 0.1
+"""The share of the peak learning rate at which a network counts as settled."""
 
 WARMUP_START = 0.2
 """The share of the peak learning rate at which a warm-up starts."""
@@ -35,13 +36,13 @@ def build_optimizer(network: nn.Module, recipe: OptimizerRecipe) -> torch.optim.
     )
 
 
-def lr_factor(recipe: ScheduleRecipe, progress: float, losses: Iterable[float] = ()) -> float:
+def lr_factor(recipe: ScheduleRecipe, progress: float, plateaus: int = 0) -> float:
     """The share of the peak learning rate at a point of the run.
 
     Args:
         recipe: The schedule.
         progress: The share of the steps done, in [0, 1).
-        losses: The training loss of each epoch done.
+        plateaus: How often the training loss has stopped falling.
     """
     if progress < recipe.warmup:
         return WARMUP_START + (1 - WARMUP_START) * progress / recipe.warmup
@@ -49,7 +50,7 @@ def lr_factor(recipe: ScheduleRecipe, progress: float, losses: Iterable[float] =
     if recipe.name == "constant":
         return 1.0
     if recipe.name == "plateau":
-        return float(recipe.gamma ** plateaus(losses, recipe.patience))
+        return float(recipe.gamma**plateaus)
     if recipe.name == "step":
         return float(recipe.gamma ** int(rest * (recipe.drops + 1)))
     if recipe.name == "one_cycle":
@@ -61,17 +62,17 @@ def lr_factor(recipe: ScheduleRecipe, progress: float, losses: Iterable[float] =
 
 
 def restart_epochs(recipe: Recipe) -> list[int]:
-    """The epochs after which the rate is restarted, where the schedule is `restarts`.
+    """The epochs before the rate is restarted, where the schedule is `restarts`.
 
-    Where a cycle ends within an epoch, the one before it, for there the rate is low.
+    Where a cycle ends within an epoch, the one before it, if the rate has fallen to `LOW` by then.
     """
     if recipe.schedule.name != "restarts":
         return []
     warmup = recipe.schedule.warmup
     ends = [warmup + (1 - warmup) * end for end in _cycle_ends(recipe.schedule)[:-1]]
     # A rounding error must not cost a whole epoch.
-    epochs = [int(recipe.epochs * end + 1e-6) for end in ends]
-    return [epoch for epoch in dict.fromkeys(epochs) if epoch]
+    epochs = dict.fromkeys(int(recipe.epochs * end + 1e-6) for end in ends)
+    return [e for e in epochs if e and lr_factor(recipe.schedule, e / recipe.epochs - 1e-6) <= LOW]
 
 
 def _cycle_ends(recipe: ScheduleRecipe) -> list[float]:

@@ -36,12 +36,11 @@ def climb(network: nn.Module, rho: float, backward: Callable[[], object]) -> Non
 @contextmanager
 def _statistics_kept(network: nn.Module) -> Iterator[None]:
     """The same batch must not count twice in the running statistics."""
-    norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
-    momenta = [norm.momentum for norm in norms]
+    norms = [m for m in network.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     for norm in norms:
-        norm.momentum = 0.0
+        norm.track_running_stats = False
     try:
         yield
     finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
+        for norm in norms:
+            norm.track_running_stats = True

@@ -25,7 +25,7 @@ from cifartune.training.cut import Tail
 from cifartune.training.device import choose_device, choose_precision
 from cifartune.training.failures import NonFiniteLoss
 from cifartune.training.features import FrozenFeatures
-from cifartune.training.history import EpochResult, has_ended, kept_epoch
+from cifartune.training.history import EpochResult, has_ended, kept_epoch, plateaus
 from cifartune.training.images import Normalization, SplitImages
 from cifartune.training.optim import build_optimizer, lr_factor
 from cifartune.training.sharpness import climb
@@ -212,10 +212,17 @@ class Trainer:
 
     def set_lr(self, step: int) -> None:
         """Gives the optimiser the learning rates of `step`, counted from the run's start."""
-        losses = [result.train_loss for result in self.history]
-        factor = lr_factor(self.recipe.schedule, step / self.total_steps, losses)
+        factor = lr_factor(self.recipe.schedule, step / self.total_steps, self._plateaus())
         for group, peak in zip(self.optimizer.param_groups, self._peak_lrs, strict=True):
             group["lr"] = peak * factor
+
+    def _plateaus(self) -> int:
+        """How often the training loss has stopped falling since the warm-up."""
+        schedule = self.recipe.schedule
+        if schedule.name != "plateau":
+            return 0
+        warm = math.ceil(schedule.warmup * self.recipe.epochs)
+        return plateaus((r.train_loss for r in self.history[warm:]), schedule.patience)
 
     def apply_gradients(self, step: int) -> None:
         """Moves the weights along the gradients that they hold, in `step` of the run."""

@@ -57,10 +57,11 @@ def run_job(
         for result in trainer:
             if not report(result, trainer.is_over):
                 return None
+            if trainer.is_over:
+                break
             if result.epoch in restarts:
                 _save_outputs(trainer, job.folder / SNAPSHOTS / str(result.epoch))
-            if not trainer.is_over:
-                save_checkpoint(trainer, checkpoint)
+            save_checkpoint(trainer, checkpoint)
         if job.fold is not None:
             _save_outputs(trainer, job.folder)
         checkpoint.unlink(missing_ok=True)

@@ -58,12 +58,16 @@ class Cost:
     """What training a recipe costs in a slot.
 
     Attributes:
-        train_rate: Training images a second.
+        train_rate: Training images a second, in the first epoch at least.
         eval_rate: Images a second in evaluation, without test-time augmentation.
         build_seconds: From a recipe to the first step.
         checkpoint_seconds: To write a checkpoint.
         checkpoint_bytes: Its size.
         weights_bytes: The size of the network's weights alone.
+        later_rate: Training images a second after the first epoch, where features are kept from
+            there on; else as in the first.
+        predict_rate: Images a second through the whole network, where evaluation has its features;
+            else as in evaluation.
     """
 
     train_rate: float
@@ -72,6 +76,8 @@ class Cost:
     checkpoint_seconds: float
     checkpoint_bytes: int
     weights_bytes: int
+    later_rate: float | None = None
+    predict_rate: float | None = None
 
 
 @dataclass(frozen=True)

@@ -48,9 +48,13 @@ def _measure(recipe: Recipe, split: SplitImages, probe: Probe, device: torch.dev
     batches = trainer.batches()
     _step(trainer, batches[0], device)
     rate = _rate(trainer, batches[1:MOST_STEPS] or batches, device)
-    if trainer.keeps_features:  # the same images again, as in all epochs but the first
-        again = _rate(trainer, batches[:1], device)
-        rate = recipe.last_epoch / (1 / rate + (recipe.last_epoch - 1) / again)
+    later_rate = predict_rate = None
+    if trainer.keeps_features:
+        later_rate = _rate(trainer, batches[:1], device)  # known since the first step
+        start = time.perf_counter()
+        trainer.predict(split.images[batches[0]])
+        views = 2 if recipe.tta == "flip" else 1
+        predict_rate = views * len(batches[0]) / (time.perf_counter() - start)
     few = split.validation[:EVAL_IMAGES]
     trainer.evaluate(few)
     start = time.perf_counter()
@@ -67,6 +71,8 @@ def _measure(recipe: Recipe, split: SplitImages, probe: Probe, device: torch.dev
         checkpoint_seconds=saved,
         checkpoint_bytes=checkpoint.stat().st_size,
         weights_bytes=sum(t.nbytes for t in trainer.network.state_dict().values()),
+        later_rate=later_rate,
+        predict_rate=predict_rate,
     )
     checkpoint.unlink()
     return cost

@@ -3,7 +3,7 @@
 from typing import Any
 
 import numpy as np
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 from ray.tune.schedulers import (
     AsyncHyperBandScheduler,
     FIFOScheduler,
@@ -12,7 +12,7 @@ from ray.tune.schedulers import (
 )
 
 from cifartune.seeds import derive_seed
-from cifartune.tuning.study import TrialStudy
+from cifartune.tuning.study import TrialStudy, kept_epoch
 
 
 def make_scheduler(study: TrialStudy) -> TrialScheduler:
@@ -109,10 +109,33 @@ class _NumberedBrackets(AsyncHyperBandScheduler):
 
 
 class _Halving(_FromStudy, _NumberedBrackets):
-    """Asynchronous successive halving, in one bracket or in several."""
+    """Asynchronous successive halving, in one bracket or in several.
+
+    A trial that ended by its own recipe counts in the rungs that it did not come to, with the value
+    that it kept: left out, it would leave them to worse ones.
+    """
 
     def __init__(self, study: TrialStudy, **settings: Any) -> None:
         super().__init__(study, seed=study.space.search.seed, **settings)
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        if facts := result.get("facts"):
+            values = self._study.trials[trial.config["number"]].intermediate_values
+            last = result[tune_metric(self._study)]
+            kept = facts.get("kept_epoch", result["epoch"])
+            self._fill(trial, result["epoch"], values.get(kept, last))
+        super().on_trial_complete(tune_controller, trial, result)
+
+    def _replay(self, handle: Any, recorded: FrozenTrial) -> None:
+        super()._replay(handle, recorded)
+        if recorded.state is TrialState.COMPLETE:
+            value = recorded.intermediate_values[kept_epoch(recorded)]
+            self._fill(handle, max(recorded.intermediate_values), value)
+
+    def _fill(self, handle: Any, last: int, value: float) -> None:
+        metric = tune_metric(self._study)
+        for epoch in range(last + 1, self._study.space.max_epochs + 1):
+            self.on_trial_result(self._nobody, handle, {"epoch": epoch, metric: value})
 
 
 class _NeverPausing(MedianStoppingRule):

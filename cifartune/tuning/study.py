@@ -118,9 +118,9 @@ class TrialStudy:
 
         def rank(trial: FrozenTrial) -> tuple[bool, bool, float, float]:
             is_complete = trial.state is TrialState.COMPLETE
-            epochs = max(trial.intermediate_values) / self.recipe(trial).epochs
+            share = max(trial.intermediate_values) / self.recipe(trial).last_epoch
             value = sign * trial.intermediate_values[kept_epoch(trial)]
-            return trial.number in front, is_complete, 1.0 if is_complete else epochs, value
+            return trial.number in front, is_complete, 1.0 if is_complete else share, value
 
         candidates = [t for t in self.trials if t.intermediate_values and is_feasible(t)]
         return sorted(candidates, key=rank, reverse=True)[:count]

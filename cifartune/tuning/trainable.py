@@ -30,6 +30,8 @@ class Trial(tune.Trainable):
         """Takes the first trial; the keyword arguments are the same for all of them."""
         self._board = board
         self._last: dict[str, Any] = {}
+        self._ahead: Message | None = None
+        self._submitted = False
         self._folder, self._data_root, self._splits = folder, data_root, splits
         self._prepare(config)
 
@@ -43,14 +45,20 @@ class Trial(tune.Trainable):
         """The next epoch's metrics; `done` at the end, with `facts` or with a `failure`."""
         if not self._submitted:
             self._submit()
-        message = self._next()
+        message = self._ahead or self._next()
+        self._ahead = None
         if isinstance(message, Progress):
             self._last = {"epoch": message.epoch, "metrics": message.metrics}
             if not message.is_last:
                 return self._last
-            # Finished comes next, unless the slot dies just then: another repeats epochs first.
-            while isinstance(message, Progress):
+            # Finished comes next, unless the slot dies just then: another repeats epochs first,
+            # and on a GPU, where no two runs are alike, it may go on to later ones.
+            told = message.epoch
+            while isinstance(message, Progress) and message.epoch <= told:
                 message = self._next()
+            if isinstance(message, Progress):
+                self._ahead = message
+                return self._last
         if isinstance(message, Finished):
             return {**self._last, "done": True, "facts": message.facts}
         return {**self._last, "done": True, "failure": message}
@@ -63,6 +71,7 @@ class Trial(tune.Trainable):
     def _prepare(self, config: dict[str, Any]) -> None:
         number = config["number"]
         self._last = {}
+        self._ahead = None
         self._submitted = False
         self._job = Job(
             id=f"trial-{number}",

@@ -174,6 +174,27 @@ def test_a_space_survives_its_own_dump() -> None:
         assert SearchSpace.model_validate_json(original.model_dump_json()) == original
 
 
+@pytest.mark.parametrize(
+    ("base", "note"),
+    [
+        (
+            {"epochs": 5, "stopping": {"metric": "val_loss"}},
+            "stopping.metric ends no run: stopping.patience is 5, of 5 epochs",
+        ),
+        (
+            {"epochs": 5, "stopping": {"epoch": 5}},
+            "stopping.epoch has no effect: a run has 5 epochs",
+        ),
+        ({"epochs": 6, "stopping": {"metric": "val_loss"}}, None),
+        ({"epochs": 6, "stopping": {"epoch": 5}}, None),
+    ],
+)
+def test_an_end_that_never_comes_is_noted(base: dict[str, Any], note: str | None) -> None:
+    parameters = {"optimizer.lr": {"min": 0.1, "max": 0.2}}
+    space = SearchSpace.model_validate({"name": "end", "base": base, "parameters": parameters})
+    assert space.notes() == ([note] if note else [])
+
+
 def test_a_smoke_space_leaves_out_what_acts_after_its_only_epoch() -> None:
     parameters = {
         "stopping.metric": {"values": ["none", "val_loss"]},
@@ -186,6 +207,10 @@ def test_a_smoke_space_leaves_out_what_acts_after_its_only_epoch() -> None:
     assert set(space.smoke().parameters) == {"optimizer.name"}
     parameters["schedule.name"] = {"values": ["one_cycle", "cosine"]}
     del parameters["schedule.patience"]
+    plateau = {"schedule": {"name": "plateau"}}
+    lowering = {"schedule.gamma": {"values": [0.1, 0.5]}, "optimizer.lr": {"values": [0.1, 0.2]}}
+    space = SearchSpace.model_validate({"name": "late", "base": plateau, "parameters": lowering})
+    assert set(space.smoke().parameters) == {"optimizer.lr"}
     space = SearchSpace.model_validate({"name": "late", "base": {}, "parameters": parameters})
     assert set(space.smoke().parameters) == {"schedule.name", "optimizer.name"}
 
@@ -194,7 +219,7 @@ def test_a_smoke_space_is_valid_and_small() -> None:
     smoke = parse_space(RESNET, source="resnet").smoke()
     assert SearchSpace.model_validate(smoke.model_dump()) == smoke
     assert smoke.name == "resnet-smoke"
-    assert (smoke.base.epochs, smoke.base.batch_size, smoke.base.model.resolution) == (1, 128, 16)
+    assert (smoke.base.epochs, smoke.base.batch_size, smoke.base.model.resolution) == (2, 128, 16)
     assert (smoke.search.num_trials, smoke.refit.folds, smoke.refit.top_k) == (2, 2, 1)
     assert smoke.refit.epochs is None
     assert (smoke.data.validation, smoke.data.train_subset, smoke.stand_in) == (512, 512, 512)

@@ -218,7 +218,7 @@ CUTS: dict[str, Cut] = {
     "schedule.cycle_growth": reset(training, "lr_factor", cycle_growth=1.0),
     "schedule.drops": reset(training, "lr_factor", drops=2),
     "schedule.gamma": reset(training, "lr_factor", gamma=0.1),
-    "schedule.patience": reset(training, "lr_factor", patience=3),
+    "schedule.patience": replace(training, "plateaus", lambda f: lambda losses, _: f(losses, 3)),
     "stopping.metric": reset(training, "has_ended", metric="train_loss"),
     "stopping.patience": reset(training, "has_ended", patience=4),
     "stopping.min_delta": reset(training, "has_ended", min_delta=0.0),
@@ -380,6 +380,33 @@ def test_a_range_that_nothing_heeds_is_idle(
     idle = idle_parameters(searched, split)
     assert idle == {name: bounds}
     assert [type(value) for value in idle[name]] == [type(value) for value in bounds]
+
+
+@pytest.mark.parametrize(
+    ("epochs", "name", "values"),
+    [
+        (30, "optimizer.ema_decay", [0.95, 0.999]),
+        (2, "optimizer.ema_decay", [0.99, 0.999]),
+        (30, "stopping.patience", [15, 25]),
+        (10, "stopping.patience", [2, 3]),
+        (10, "stopping.min_delta", [5e-4, 3e-3]),
+        (30, "stopping.min_delta", [0.0, 1e-4]),
+        (2, "stopping.keep", ["last", "best"]),
+        (10, "schedule.patience", [2, 3]),
+    ],
+)
+def test_what_acts_late_is_seen(
+    base: Recipe, split: SplitImages, epochs: int, name: str, values: list[Any]
+) -> None:
+    late = {"epochs": epochs, "stopping.patience": 2, "schedule.name": "plateau"}
+    searched = space(base.with_values(late | {name: values[0]}), {name: {"values": values}})
+    assert idle_parameters(searched, split) == {}
+
+
+def test_patience_for_longer_than_a_run_is_idle(base: Recipe, split: SplitImages) -> None:
+    parameters = {"stopping.patience": {"values": [12, 20]}}
+    searched = space(base.with_values({"epochs": 12, "stopping.patience": 12}), parameters)
+    assert idle_parameters(searched, split).keys() == {"stopping.patience"}
 
 
 def test_one_value_is_no_choice(base: Recipe, split: SplitImages) -> None:

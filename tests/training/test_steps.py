@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cifartune.config import Recipe
-from cifartune.training import SplitImages, Trainer
+from cifartune.training import EpochResult, SplitImages, Trainer
 from cifartune.training.averaging import WeightAverage
 from cifartune.training.optim import restart_epochs
 from cifartune.training.sharpness import climb
@@ -75,9 +75,10 @@ def test_sharpness_counts_a_batch_once_in_running_statistics(
     twins = [m for m in plain.network.modules() if isinstance(m, nn.BatchNorm2d)]
     assert norms
     for norm, twin in zip(norms, twins, strict=True):
-        assert norm.momentum == twin.momentum
         assert norm.running_mean is not None and twin.running_mean is not None
         assert torch.equal(norm.running_mean, twin.running_mean)
+        assert norm.num_batches_tracked == twin.num_batches_tracked
+        assert norm.track_running_stats
 
 
 def test_sharpness_leaves_frozen_weights_alone(recipe: Recipe, split: SplitImages) -> None:
@@ -148,14 +149,27 @@ def test_the_rate_falls_when_the_training_loss_stays(recipe: Recipe, split: Spli
     assert all(math.log2(rate / 1e-12) == round(math.log2(rate / 1e-12)) for rate in rates)
 
 
+def test_the_warm_up_is_no_plateau(recipe: Recipe, split: SplitImages) -> None:
+    values = {"schedule.name": "plateau", "schedule.patience": 1, "schedule.warmup": 0.5}
+    recipe = recipe.with_values(PLAIN | values | {"epochs": 8})
+    trainer = Trainer(recipe, split, device=torch.device("cpu"))
+    trainer.history = [EpochResult(n, 2.0, 0, 0, 0, 0, 0, 0) for n in range(1, 6)]
+    trainer.set_lr(trainer.total_steps - 1)
+    assert trainer.optimizer.param_groups[0]["lr"] == 1.0
+    trainer.history.append(EpochResult(6, 2.0, 0, 0, 0, 0, 0, 0))
+    trainer.set_lr(trainer.total_steps - 1)
+    assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(0.1)
+
+
 @pytest.mark.parametrize(
     ("schedule", "epochs", "expected"),
     [
         ({"name": "restarts", "cycles": 3, "warmup": 0.0}, 30, [10, 20]),
         ({"name": "restarts", "cycles": 3, "warmup": 0.1}, 30, [12, 21]),
+        ({"name": "restarts", "cycles": 3, "warmup": 0.0}, 29, [9, 19]),  # settled by then
         ({"name": "restarts", "cycles": 3, "cycle_growth": 2.0, "warmup": 0.0}, 70, [10, 30]),
-        ({"name": "restarts", "cycles": 4, "warmup": 0.0}, 6, [1, 3, 4]),
-        ({"name": "restarts", "cycles": 5, "warmup": 0.0}, 2, [1]),
+        ({"name": "restarts", "cycles": 4, "warmup": 0.0}, 6, [3]),  # not so after 1 and after 4
+        ({"name": "restarts", "cycles": 5, "warmup": 0.0}, 2, []),
         ({"name": "cosine"}, 30, []),
     ],
 )

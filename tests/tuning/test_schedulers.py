@@ -295,3 +295,21 @@ def test_a_failed_trial_leaves_nothing_but_its_epochs(tmp_path: Path, reopened: 
     if reopened:
         search = Simulation(space, url)
     assert search.run([0.1] * 27) == 27  # nobody is in its way
+
+
+def test_a_trial_that_ended_by_itself_counts_in_the_rungs_above(tmp_path: Path) -> None:
+    """Else a worse one would pass where nobody good ever came; also after a restart."""
+    space, url = make_space(epochs=9), sqlite_url(tmp_path / "study.db")
+    search = Simulation(space, url)
+    search.run([0.5] * 9)  # the baseline, which is never stopped
+    number = search.start()
+    assert search.epoch(number, 1, 0.9)
+    search.study.record(number, 2, 0.8)
+    search.study.annotate(number, {"kept_epoch": 1})
+    result = {"epoch": 2, search.metric: 0.8, "done": True, "facts": {"kept_epoch": 1}}
+    search.scheduler.on_trial_complete(None, search.handles[number], result)
+    search.study.complete(number)
+    for process in (search, Simulation(space, url)):
+        (bracket,) = process.scheduler._brackets
+        reached = {milestone: sorted(values.values()) for milestone, values in bracket._rungs}
+        assert reached == {1: [0.5, 0.9], 3: [0.5, 0.9], 9: [0.5]}

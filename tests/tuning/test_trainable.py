@@ -117,6 +117,16 @@ def test_an_epoch_that_is_trained_again_is_told_once() -> None:
     assert "failure" not in last
 
 
+def test_a_repeat_that_goes_on_to_later_epochs_is_followed() -> None:
+    """On a GPU no two runs are alike, and one that is repeated may stop later."""
+    later = Progress(3, {"val_accuracy": 0.3}, is_last=True)
+    end = Finished({"kept_epoch": 3})
+    trial, _ = start(progress(1), progress(2), LOST, progress(2), later, end, epochs=9)
+    results = [trial.step() for _ in range(3)]
+    assert [result["epoch"] for result in results] == [1, 2, 3]
+    assert [result.get("done", False) for result in results] == [False, False, True]
+
+
 def test_a_job_is_not_retried_for_ever() -> None:
     trial, board = start(*[LOST] * 9)
     assert trial.step() == {"done": True, "failure": LOST}
