@@ -149,7 +149,9 @@ def test_a_tracking_store_that_cannot_be_opened(tmp_path: Path, data_root: Path)
 
 def test_a_smoke_search_from_end_to_end(smoke_run: Path) -> None:
     result = json.loads((smoke_run / "result.json").read_text())
-    assert result["trials"] | {"complete": 2, "total": 2, "failed": 0} == result["trials"]
+    trials = result["trials"]
+    assert (trials["total"], trials["failed"], trials["infeasible"]) == (2, 0, 0)
+    assert trials["complete"] + trials["pruned"] == 2
     for accuracy in (result["cv_accuracy"], result["test_accuracy"]):
         assert 0 <= accuracy["low"] <= accuracy["value"] <= accuracy["high"] <= 1
     assert set(result["seconds"]) >= {"search", "refit", "evaluate", "total"}
@@ -158,7 +160,7 @@ def test_a_smoke_search_from_end_to_end(smoke_run: Path) -> None:
 
     trials = pd.read_csv(smoke_run / "trials.csv")
     assert list(trials["trial"]) == [0, 1]
-    assert set(trials["state"]) == {"COMPLETE"}
+    assert trials["state"][0] == "COMPLETE" and set(trials["state"]) <= {"COMPLETE", "PRUNED"}
     assert trials["optimizer.lr"].nunique() == 2
 
     printed = (smoke_run / "output.txt").read_text()
@@ -175,7 +177,8 @@ def test_a_smoke_run_does_not_look_at_the_test_set(smoke_run: Path) -> None:
 def test_the_smoke_search_in_mlflow(smoke_run: Path) -> None:
     with sqlite3.connect(smoke_run.parent / "mlflow.db") as store:
         states = dict(store.execute("SELECT name, status FROM runs").fetchall())
-    assert set(states.values()) == {"FINISHED"}
+    # The second trial may have been stopped early.
+    assert {state for name, state in states.items() if name != "trial-1"} == {"FINISHED"}
     assert {smoke_run.name, "trial-0", "trial-1"} < set(states)
     assert sum(name.endswith(("fold-0", "fold-1")) for name in states) == 2
 

@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import re
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -128,7 +129,7 @@ def test_compare_trials_on_a_smoke_search(
 ) -> None:
     monkeypatch.setenv("CIFARTUNE_RUN", str(smoke_run))
     text, pictures = execute("compare_trials.ipynb", cwd=tmp_path)
-    assert "quick-smoke: 2 complete" in text
+    assert re.search("quick-smoke: (2 complete|1 complete, 1 stopped early)", text)
     assert "2 of 2 trials agree" in text
     assert "optimizer.weight_decay" in text
     assert "No estimate" in text  # of importance, from two trials

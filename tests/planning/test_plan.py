@@ -125,7 +125,7 @@ def test_epochs_of_the_refit_may_differ() -> None:
 
 def test_a_smoke_run_is_planned_on_its_own_images() -> None:
     plan = plan_of(load_space(QUICK).smoke())
-    assert plan.refit_images == 2 * (512 + 512) // 2
+    assert plan.refit_images == 2 * 2 * (512 + 512) // 2
     assert plan.total < 60
 
 
