@@ -186,7 +186,7 @@ def _rungs(parts: Parts) -> Iterator[Problem]:
     needed = [("scheduler", "name"), ("scheduler", "grace_period"), ("parameters", "epochs")]
     if scheduler.name == "none" or not all(parts.known(*where) for where in needed):
         return
-    if not parts.base_is_known(["epochs"]):
+    if not parts.base_is_known(["epochs", "stopping.epoch"]):
         return
     grace = scheduler.grace_period
     if grace > space.max_epochs:

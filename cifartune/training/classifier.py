@@ -13,7 +13,13 @@ from cifartune.files import write_atomically
 from cifartune.models import build_model
 from cifartune.training.images import Normalization, resize
 
-EVAL_BATCH = 1000
+EVAL_PIXELS = 1000 * 32 * 32
+"""Pixels of a channel in a batch of evaluation: larger ones spend their time on memory."""
+
+
+def eval_batch(recipe: Recipe) -> int:
+    """How many images are evaluated at a time."""
+    return max(1, EVAL_PIXELS // recipe.model.resolution**2)
 
 
 class Classifier(nn.Module):
@@ -65,7 +71,7 @@ class Ensemble(nn.Module):
 
 
 @torch.inference_mode()
-def predict(model: nn.Module, images: Tensor, *, precision: str = "fp32") -> Tensor:
+def predict(model: "Classifier | Ensemble", images: Tensor, *, precision: str = "fp32") -> Tensor:
     """Runs `model` in evaluation mode over uint8 images (N, 3, 32, 32), in large batches.
 
     Args:
@@ -79,7 +85,8 @@ def predict(model: nn.Module, images: Tensor, *, precision: str = "fp32") -> Ten
     device = next(model.parameters()).device
     model.eval()
     with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
-        return torch.cat([model(batch.to(device)) for batch in images.split(EVAL_BATCH)])
+        batches = images.split(eval_batch(model.recipe))
+        return torch.cat([model(batch.to(device)) for batch in batches])
 
 
 def save_classifier(classifier: Classifier, path: Path) -> None:

@@ -20,7 +20,7 @@ from cifartune.models.freezing import set_training
 from cifartune.models.speednet import SpeedNet
 from cifartune.training.augment import apply_policy, crop_and_flip, cutout_, distort, mix
 from cifartune.training.averaging import WeightAverage
-from cifartune.training.classifier import EVAL_BATCH, Classifier, predict
+from cifartune.training.classifier import Classifier, eval_batch, predict
 from cifartune.training.cut import Tail
 from cifartune.training.device import choose_device, choose_precision
 from cifartune.training.failures import NonFiniteLoss
@@ -301,7 +301,7 @@ class Trainer:
         self.classifier.network.eval()
         loss_sum = torch.zeros((), device=self.device)
         correct = torch.zeros((), dtype=torch.int64, device=self.device)
-        for indices in images.split(EVAL_BATCH):
+        for indices in images.split(eval_batch(self.recipe)):
             labels = self.split.labels[indices]
             logits = self._forward(self._evaluated, self._fixed_inputs(indices))
             loss_sum += F.cross_entropy(logits, labels, reduction="sum")

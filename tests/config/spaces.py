@@ -365,6 +365,8 @@ def targets(draw: st.DrawFn, sampler: str) -> Tree:
 def schedulers(draw: st.DrawFn, data: Tree) -> Tree:
     entry = data.get("parameters", {}).get("epochs", {})
     epochs = max([data["base"]["epochs"], *entry.get("values", [entry.get("max", 1)])])
+    if "stopping.epoch" not in data.get("parameters", {}):
+        epochs = min(epochs, data["base"].get("stopping", {}).get("epoch") or epochs)
     name = draw(st.sampled_from(["asha", "hyperband", "median", "none"]))
     settings: Tree = {**data.get("scheduler", {}), "name": name}
     settings["grace_period"] = draw(st.integers(1, epochs))

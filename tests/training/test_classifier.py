@@ -7,9 +7,9 @@ import torch
 from cifartune.config import Recipe
 from cifartune.training import SplitImages, Trainer
 from cifartune.training.classifier import (
-    EVAL_BATCH,
     Classifier,
     Ensemble,
+    eval_batch,
     load_classifier,
     predict,
     save_classifier,
@@ -62,9 +62,10 @@ def test_flipping_averages_an_image_and_its_mirror(recipe: Recipe, split: SplitI
 
 def test_predictions_do_not_depend_on_the_batch(recipe: Recipe, split: SplitImages) -> None:
     classifier = trained(recipe, split)
-    images = split.images.repeat(2, 1, 1, 1)[: EVAL_BATCH + 5]
+    count = eval_batch(recipe) + 5
+    images = split.images.repeat(5, 1, 1, 1)[:count]
     logits = predict(classifier, images)
-    assert logits.shape == (EVAL_BATCH + 5, 10) and logits.dtype == torch.float32
+    assert logits.shape == (count, 10) and logits.dtype == torch.float32
     torch.testing.assert_close(logits[5:8], predict(classifier, images[5:8]))
     assert torch.equal(logits[:5].argmax(1), logits[-5:].argmax(1))
     half = predict(classifier, images[:8], precision="bf16")
