@@ -65,10 +65,10 @@ class Range(Conditional):
     """A number between two bounds, both included."""
 
     min: float = Field(
-        description="Lower bound.", validation_alias=AliasChoices("min", "lower", "minval")
+        description="Lower bound.", validation_alias=AliasChoices("min", "lower", "low", "minval")
     )
     max: float = Field(
-        description="Upper bound.", validation_alias=AliasChoices("max", "upper", "maxval")
+        description="Upper bound.", validation_alias=AliasChoices("max", "upper", "high", "maxval")
     )
     log: bool = Field(False, description="Sample uniformly in the logarithm.")
     step: float | None = Field(None, gt=0, description="Distance between allowed values.")

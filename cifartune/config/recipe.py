@@ -323,3 +323,12 @@ def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
             yield from _flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
+
+
+def is_nested(name: str, value: Any) -> str | None:
+    """The rule that a section of the recipe breaks where its dotted fields belong."""
+    if name in Recipe.model_fields and isinstance(value, Mapping):
+        inner = next(iter(value), "...")
+        if f"{name}.{inner}" in Recipe().flat():
+            return f"is a section of the recipe: write its fields as {name}.{inner}: ..."
+    return None

@@ -20,7 +20,7 @@ from cifartune.config.networks import networks
 from cifartune.config.parameters import Choice as Choice
 from cifartune.config.parameters import Parameter, Range, Value, in_order, point_of
 from cifartune.config.problems import RulesBroken, describe, rule_broken
-from cifartune.config.recipe import Recipe, Section
+from cifartune.config.recipe import Recipe, Section, is_nested
 
 EpochMetric = Literal["val_accuracy", "val_loss", "train_accuracy", "train_loss"]
 NetworkMetric = Literal["params", "flops"]
@@ -256,16 +256,15 @@ class SearchSpace(Section):
             )
         return name
 
-    @field_validator("parameters", mode="before")
+    @field_validator("parameters", "points", mode="before")
     @classmethod
-    def _has_dotted_names(cls, parameters: Any) -> Any:
-        for name, parameter in parameters.items() if isinstance(parameters, Mapping) else ():
-            if name in Recipe.model_fields and isinstance(parameter, Mapping):
-                inner = next(iter(parameter), "...")
-                if f"{name}.{inner}" in Recipe().flat():
-                    rule = f"is a section of the recipe: write its fields as {name}.{inner}: ..."
-                    raise rule_broken((name,), rule)
-        return parameters
+    def _has_dotted_names(cls, given: Any) -> Any:
+        points = enumerate(given) if isinstance(given, list) else ()
+        for where, named in [((), given), *(((index,), point) for index, point in points)]:
+            for name, value in named.items() if isinstance(named, Mapping) else ():
+                if rule := is_nested(name, value):
+                    raise rule_broken((*where, name), rule)
+        return given
 
     @model_validator(mode="after")
     def _check(self, info: ValidationInfo) -> "SearchSpace":

@@ -438,3 +438,16 @@ def test_merges_of_merges_are_refused_before_they_fill_the_memory() -> None:
     lines += [f"a{n}: &a{n} {{<<: [*a{n - 1}, *a{n - 1}]}}" for n in range(1, 60)]
     with pytest.raises(UserError, match=r"f.yaml:\d+: more than 1,000 keys in a section"):
         parse_space("\n".join(lines), source="f.yaml")
+
+
+def test_a_point_is_written_with_dotted_names_too() -> None:
+    text = "name: t\nbase: {}\nparameters: {optimizer.lr: {low: 0.1, high: 1}}\n"
+    points = "points: [{optimizer.lr: 0.2}, {optimizer: {lr: 0.3}}]\n"
+    with pytest.raises(UserError) as caught:
+        parse_space(text + points, source="f.yaml")
+    assert str(caught.value) == (
+        "f.yaml:4: points.1.optimizer: is a section of the recipe: write its fields as "
+        "optimizer.lr: ..."
+    )
+    # Optuna's names of bounds are ours too.
+    assert parse_space(text, source="f.yaml").parameters["optimizer.lr"].largest() == 1
