@@ -18,7 +18,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parent.parent
+from measured import RESULTS, ROOT, commit
+
 EPOCH = re.compile(r"trial +0 +epoch 1/.* ([\d.]+) s ")
 
 
@@ -27,7 +28,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--smoke", action="store_true", help="the two-minute version")
     parser.add_argument("--space", type=Path, default=ROOT / "search_spaces" / "quick.yaml")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/quick_search.json")
+    parser.add_argument("--out", type=Path, default=RESULTS / "quick_search.json")
     options = parser.parse_args()
     measured = measure(options.space.resolve(), smoke=options.smoke)
     options.out.parent.mkdir(parents=True, exist_ok=True)
@@ -64,16 +65,10 @@ def measure(space: Path, *, smoke: bool) -> dict[str, Any]:
     return {
         "command": f"cifartune search search_spaces/{space.name}" + " --smoke" * smoke,
         "date": datetime.date.today().isoformat(),
-        "commit": _git("rev-parse", "--short", "HEAD")
-        + "+" * bool(_git("status", "--porcelain", "-uno")),
+        "commit": commit(),
         "seconds_on_the_screen": seen,
         "result": result,
     }
-
-
-def _git(*arguments: str) -> str:
-    result = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True)
-    return result.stdout.strip()
 
 
 if __name__ == "__main__":

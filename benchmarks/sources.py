@@ -14,13 +14,13 @@ import argparse
 import datetime
 import json
 import math
-import subprocess
 from collections.abc import Iterator
-from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
 import torch
+from measured import RESULTS as ALL_RESULTS
+from measured import ROOT, keep
 from scipy.stats import t
 from source_rows import HEAD, ROWS, Row
 
@@ -29,15 +29,12 @@ from cifartune.data import load_train
 from cifartune.data.splits import splits_of
 from cifartune.data.test_set import load_test
 from cifartune.evaluate import evaluate, load_ensemble
-from cifartune.files import write_atomically
-from cifartune.report.machine import hardware, versions
 from cifartune.seeds import derive_seed
 from cifartune.training import SplitImages, Trainer
 from cifartune.training.classifier import save_classifier
 from cifartune.tuning.study import SpaceExhausted, TrialStudy
 
-ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "benchmarks" / "results" / "sources"
+RESULTS = ALL_RESULTS / "sources"
 MODELS = ROOT / "runs" / "sources"
 """Where weights wait for the choice; a folder that git ignores."""
 
@@ -78,7 +75,7 @@ def train_all(name: str, seeds: int, epochs: int | None, images: int | None) -> 
                 run = trained_before(recipe, count) or train(name, space, recipe, count)
                 about = {"label": label, "seed": seed, "is_short": is_short}
                 runs.append({**run, **about, "test_accuracy": None})
-                write(kept, runs)
+                keep(RESULTS / f"{kept}.json", f"python benchmarks/sources.py {name}", runs=runs)
     if is_short or any(run["test_accuracy"] is not None for run in runs):
         return  # one look
     best = chosen(runs)
@@ -86,7 +83,7 @@ def train_all(name: str, seeds: int, epochs: int | None, images: int | None) -> 
         if run["label"] == best:
             ensemble = load_ensemble([MODELS / f"{run['recipe_id']}.safetensors"])
             run["test_accuracy"] = evaluate(ensemble, load_test()).value
-    write(kept, runs)
+    keep(RESULTS / f"{kept}.json", f"python benchmarks/sources.py {name}", runs=runs)
 
 
 def recipes(space: SearchSpace) -> Iterator[tuple[str, Recipe]]:
@@ -165,21 +162,6 @@ def load(name: str) -> list[Run]:
     path = RESULTS / f"{name}.json"
     runs: list[Run] = json.loads(path.read_text())["runs"] if path.exists() else []
     return runs
-
-
-def write(name: str, runs: list[Run]) -> None:
-    """Keeps the runs with what they ran on."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
-    )
-    measured = {
-        "command": f"python benchmarks/sources.py {name}",
-        "commit": commit.stdout.strip(),
-        "hardware": hardware(),
-        "versions": versions(),
-        "runs": runs,
-    }
-    write_atomically(RESULTS / f"{name}.json", json.dumps(measured, indent=1) + "\n")
 
 
 def table() -> str:

@@ -7,20 +7,15 @@ two are kept. Writes them with hardware, versions, date and commit.
 """
 
 import argparse
-import datetime
-import json
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import torch
+from measured import RESULTS, keep, real_images
 
 from cifartune.config import Recipe
-from cifartune.data import load_train
-from cifartune.report.machine import hardware, versions
-from cifartune.training import SplitImages, Trainer
+from cifartune.training import Trainer
 
-ROOT = Path(__file__).parent.parent
 MODELS = ["speednet_small", "speednet", "resnet18"]
 
 
@@ -29,37 +24,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("models", nargs="*", default=MODELS)
     parser.add_argument("--images", type=int, default=2048)
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/throughput.json")
+    parser.add_argument("--out", type=Path, default=RESULTS / "throughput.json")
     options = parser.parse_args()
     rates = {name: measure(name, options.images) for name in options.models}
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
+    keep(
+        options.out,
+        f"python benchmarks/throughput.py --images {options.images}",
+        images_per_second=rates,
+        threads=torch.get_num_threads(),
     )
-    measured = {
-        "command": f"python benchmarks/throughput.py --images {options.images}",
-        "date": datetime.date.today().isoformat(),
-        "commit": commit.stdout.strip(),
-        "images_per_second": rates,
-        "threads": torch.get_num_threads(),
-        "hardware": hardware(),
-        "versions": versions(),
-    }
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(measured, indent=2) + "\n")
-    print(f"written to {options.out}")
 
 
 def measure(name: str, count: int) -> dict[str, Any]:
     """The rates of two epochs of `count` images, after one to warm up."""
-    train = load_train()
-    split = SplitImages(
-        images=torch.from_numpy(train.images),
-        labels=torch.from_numpy(train.labels).long(),
-        train=torch.arange(count),
-        validation=torch.arange(count, count + 512),
-    )
     recipe = Recipe().with_values({"model.name": name, "epochs": 3, "batch_size": 256})
-    trainer = Trainer(recipe, split)
+    trainer = Trainer(recipe, real_images(count, 512))
     rates = [round(result.images_per_second, 1) for result in trainer]
     print(name, trainer.precision, rates)
     return {"precision": trainer.precision, "batch_size": 256, "epochs_2_and_3": rates[1:]}
