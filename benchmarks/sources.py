@@ -193,12 +193,13 @@ def how_it_ran(runs: list[Run]) -> str:
         return ""
     first = runs[0]
     seeds = sorted({len(values(runs, run["label"])) for run in runs})
+    times = [run["seconds"] / 60 for run in runs if run["seconds"]]  # None: it was interrupted
+    took = f", {fmean(times):.1f} minutes a run beside other work" if times else ""
     return (
         f"{'**Shortened**' if first['is_short'] else 'In full'}: {first['images']:,} training and "
         f"{first['validation_images']:,} validation images, up to "
         f"{max(run['epochs'] for run in runs)} epochs, n = {' to '.join(map(str, seeds))}, on "
-        f"{first['threads']} {first['device'].upper()} thread{'s'[: first['threads'] - 1]}, "
-        f"{fmean(run['seconds'] for run in runs) / 60:.1f} minutes a run beside other work."
+        f"{first['threads']} {first['device'].upper()} thread{'s'[: first['threads'] - 1]}{took}."
     )
 
 
