@@ -1,4 +1,4 @@
-"""Measures what augmentation costs beside training, as a share of an epoch.
+"""Measures what augmentation costs beside training, as a share of the steps of training.
 
     python benchmarks/augmentation.py [--steps N] [--out FILE]
 
@@ -26,7 +26,7 @@ CASES = {
     "resnet18, default": ("resnet18", DEFAULT, 0.05),
     "resnet18, joint group of resnet_joint_augmentation.yaml": ("resnet18", JOINT, 0.30),
 }
-"""Network, augmentation, and the share of an epoch that it may cost."""
+"""Network, augmentation, and the share of training that it may cost, kept beside what it does."""
 
 
 def main() -> None:

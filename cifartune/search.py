@@ -127,7 +127,7 @@ class Search:
             slots = f"{shape.count} slot{'s' if shape.count > 1 else ''} of {shape}"
             self.console.print(
                 f"[bold]{run.name}[/]: {space.search.num_trials} trials of up to "
-                f"{space.base.epochs} epochs on {slots}",
+                f"{space.max_epochs} epochs on {slots}",
                 highlight=False,
             )
             if dashboard:
