@@ -32,6 +32,7 @@ from cifartune.evaluate import evaluate, load_ensemble
 from cifartune.seeds import derive_seed
 from cifartune.training import SplitImages, Trainer
 from cifartune.training.classifier import save_classifier
+from cifartune.training.memory import run_keeping_memory
 from cifartune.tuning.study import SpaceExhausted, TrialStudy
 
 RESULTS = ALL_RESULTS / "sources"
@@ -215,4 +216,4 @@ def show(accuracies: list[float]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    run_keeping_memory(main)

@@ -15,6 +15,7 @@ from measured import RESULTS, keep, real_images
 
 from cifartune.config import Recipe
 from cifartune.training import Trainer
+from cifartune.training.memory import run_keeping_memory
 
 MODELS = ["speednet_small", "speednet", "resnet18"]
 
@@ -45,4 +46,4 @@ def measure(name: str, count: int) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    run_keeping_memory(main)

@@ -17,6 +17,7 @@ from cifartune.files import write_atomically
 from cifartune.training import EpochResult, SplitImages, Trainer
 from cifartune.training.classifier import save_classifier
 from cifartune.training.device import choose_device, most_memory
+from cifartune.training.memory import release_memory
 from cifartune.training.optim import restart_epochs
 from cifartune.tuning.messages import Job
 
@@ -80,6 +81,7 @@ def run_job(
     finally:
         del trainer
         gc.collect()
+        release_memory()
         if device.type == "cuda":
             torch.cuda.empty_cache()
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -242,6 +243,12 @@ class SlotPool:
 
 def slot_loop(config: dict[str, Any]) -> None:
     """The training loop of a slot's Ray Train worker: takes jobs until the board is closed."""
+    from cifartune.training.memory import run_keeping_memory
+
+    run_keeping_memory(partial(_take_jobs, config))
+
+
+def _take_jobs(config: dict[str, Any]) -> None:
     import torch
 
     from cifartune.models.facts import UnfitNetwork

@@ -1,0 +1,55 @@
+import subprocess
+import sys
+
+import pytest
+
+from cifartune.training.memory import release_memory, run_keeping_memory
+
+FAULTS = """
+import resource, sys, torch
+from cifartune.training.memory import release_memory, run_keeping_memory
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    blocks = [torch.zeros(2**25) for _ in range(2)]  # too large for other heaps
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize() >> 20
+
+def steps():
+    for _ in range(3):
+        last = faults()
+    kept = resident()
+    release_memory()
+    print(last, kept - resident())
+
+steps() if sys.argv[1] == "plain" else run_keeping_memory(steps)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only glibc is told what to keep")
+def test_freed_memory_is_kept_until_it_is_released() -> None:
+    def run(how: str) -> list[int]:
+        command = [sys.executable, "-c", FAULTS, how]
+        output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        return [int(word) for word in output.split()]
+
+    (plain, _), (faults, released) = run("plain"), run("keeping")
+    assert plain > 10_000  # 256 MiB in pages of 4 KiB, or some larger ones
+    assert faults < 100
+    assert released >= 256
+
+
+def test_the_work_is_done_and_its_error_comes_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cifartune.training.memory._of_glibc", lambda name: None)
+    done: list[int] = []
+    run_keeping_memory(lambda: done.append(1))
+    release_memory()
+    assert done == [1]
+
+    def fail() -> None:
+        raise KeyError("defect")
+
+    with pytest.raises(KeyError, match="defect"):
+        run_keeping_memory(fail)
