@@ -4,7 +4,7 @@ import copy
 import math
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -28,6 +28,11 @@ from cifartune.training.features import FrozenFeatures
 from cifartune.training.history import EpochResult, has_ended, kept_epoch, plateaus
 from cifartune.training.images import Normalization, SplitImages
 from cifartune.training.optim import build_optimizer, lr_factor
+from cifartune.training.random_state import (
+    get_random_state,
+    own_random_state,
+    set_random_state,
+)
 from cifartune.training.sharpness import climb
 from cifartune.training.targets import Targets, hardest
 
@@ -83,10 +88,10 @@ class Trainer:
         self.split = split.to(self.device)
         self.history: list[EpochResult] = []
         self._generator = Generator(self.device).manual_seed(recipe.seed)
-        with _own_random_state(self.device):
+        with own_random_state(self.device):
             torch.manual_seed(recipe.seed)
             self.network = build_model(recipe.model)
-            self._random_state = _get_random_state(self.device)
+            self._random_state = get_random_state(self.device)
         normalization = Normalization.make(recipe.data.normalize, self.split)
         self.classifier = Classifier(self.network, recipe, normalization)
         if isinstance(self.network, SpeedNet):
@@ -204,10 +209,10 @@ class Trainer:
         Raises:
             NonFiniteLoss: On the CPU, at the step whose loss was not finite.
         """
-        with _own_random_state(self.device):
-            _set_random_state(self._random_state, self.device)
+        with own_random_state(self.device):
+            set_random_state(self._random_state, self.device)
             loss, accuracy = self._make_steps(batches)
-            self._random_state = _get_random_state(self.device)
+            self._random_state = get_random_state(self.device)
         return loss, accuracy
 
     def set_lr(self, step: int) -> None:
@@ -356,24 +361,3 @@ class Trainer:
         return torch.autocast(
             self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"
         )
-
-
-@contextmanager
-def _own_random_state(device: torch.device) -> Iterator[None]:
-    """Leaves torch's global generators as they were, whatever happens inside."""
-    outer = _get_random_state(device)
-    try:
-        yield
-    finally:
-        _set_random_state(outer, device)
-
-
-def _get_random_state(device: torch.device) -> list[Tensor]:
-    states = [torch.get_rng_state()]
-    return [*states, torch.cuda.get_rng_state(device)] if device.type == "cuda" else states
-
-
-def _set_random_state(states: list[Tensor], device: torch.device) -> None:
-    torch.set_rng_state(states[0])
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(states[1], device)
