@@ -132,7 +132,7 @@ def train(name: str, space: SearchSpace, recipe: Recipe, count: int) -> Run:
         "seconds": round(sum(result.seconds for result in trainer.history), 1),
         "threads": torch.get_num_threads(),
         "device": trainer.device.type,
-        "precision": trainer.precision,
+        "precision": trainer.recipe.precision,
         "date": datetime.date.today().isoformat(),
         "test_accuracy": None,
     }
@@ -140,7 +140,7 @@ def train(name: str, space: SearchSpace, recipe: Recipe, count: int) -> Run:
 
 def chosen(runs: list[Run]) -> str:
     """The label with the best mean validation accuracy."""
-    labels = dict.fromkeys(run["label"] for run in runs)
+    labels: dict[str, None] = dict.fromkeys(run["label"] for run in runs)
     return max(labels, key=lambda label: fmean(values(runs, label)))
 
 

@@ -41,8 +41,8 @@ def measure(name: str, count: int) -> dict[str, Any]:
     recipe = Recipe().with_values({"model.name": name, "epochs": 3, "batch_size": 256})
     trainer = Trainer(recipe, real_images(count, 512))
     rates = [round(result.images_per_second, 1) for result in trainer]
-    print(name, trainer.precision, rates)
-    return {"precision": trainer.precision, "batch_size": 256, "epochs_2_and_3": rates[1:]}
+    print(name, trainer.recipe.precision, rates)
+    return {"precision": trainer.recipe.precision, "batch_size": 256, "epochs_2_and_3": rates[1:]}
 
 
 if __name__ == "__main__":

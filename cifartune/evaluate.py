@@ -13,7 +13,7 @@ from cifartune.data.cifar10 import LabelledImages
 from cifartune.files import write_atomically
 from cifartune.statistics import Accuracy
 from cifartune.training.classifier import Ensemble, load_classifier, predict
-from cifartune.training.device import choose_device, choose_precision
+from cifartune.training.device import choose_device, resolve
 
 
 def load_ensemble(weights: Sequence[Path]) -> Ensemble:
@@ -24,7 +24,7 @@ def load_ensemble(weights: Sequence[Path]) -> Ensemble:
 def evaluate(ensemble: Ensemble, images: LabelledImages) -> Accuracy:
     """The accuracy of `ensemble` on `images`, with its interval."""
     device = choose_device()
-    precision = choose_precision(ensemble.recipe.precision, device)
+    precision = resolve(ensemble.recipe, device).precision
     pixels = torch.from_numpy(images.images)
     probabilities = predict(ensemble.to(device), pixels, precision=precision)
     right = probabilities.argmax(1).cpu().numpy() == images.labels

@@ -64,6 +64,8 @@ def recipe() -> Recipe:
             "epochs": 2,
             "batch_size": 64,
             "precision": "fp32",
+            "memory_format": "channels_last",
+            "compile": "never",
         }
     )
 

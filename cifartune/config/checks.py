@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Set
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from cifartune.config.effects import EFFECTS, FIXED
+from cifartune.config.effects import EFFECTS, FIXED, UNSEARCHED
 from cifartune.config.networks import networks
 from cifartune.config.parameters import Choice, Range, circles, point_of
 from cifartune.config.parts import Parts
@@ -53,6 +53,8 @@ def _names(parts: Parts) -> Iterator[Problem]:
     for name in parts.written:
         if name in FIXED:
             yield ("parameters", name), FIXED[name]
+        elif name in UNSEARCHED:
+            yield ("parameters", name), UNSEARCHED[name]
         elif name not in parts.fields:
             yield ("parameters", name), unknown_key(name, parts.left, parts.given)
 

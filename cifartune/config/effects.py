@@ -12,6 +12,13 @@ FIXED = {"seed": "is drawn for each trial from search.seed: set that instead"}
 """Recipe fields that a file must not set, with the reason."""
 
 
+UNSEARCHED = {
+    name: "changes how fast a recipe trains, not what it learns: fix it in base, or leave it"
+    for name in ("memory_format", "compile")
+}
+"""Recipe fields that there is nothing to search for, with the reason."""
+
+
 @dataclass(frozen=True)
 class Need:
     """What another field must be for a field to have any effect.

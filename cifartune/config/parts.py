@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Set
 from typing import TYPE_CHECKING, Any
 
-from cifartune.config.effects import FIXED
+from cifartune.config.effects import FIXED, UNSEARCHED
 from cifartune.config.fields import all_fields
 from cifartune.config.parameters import Choice, Range, split_in_order
 from cifartune.config.problems import Where, nearest
@@ -28,7 +28,7 @@ class Parts:
         self.parameters = {n: p for n, p in space.parameters.items() if n not in wrong}
         self.written = sorted({*space.parameters, *wrong})
         self.given = [name for name in self.written if name in self.fields]
-        self.left = sorted(self.fields.keys() - {*self.given, *FIXED})
+        self.left = sorted(self.fields.keys() - {*self.given, *FIXED, *UNSEARCHED})
         meant = {n for name in wrong - self.fields.keys() for n in self._meant(name)}
         self.names = sorted({*self.given, *meant})
         self._broken = {*broken, *(("parameters", name) for name in meant)}

@@ -11,7 +11,7 @@ from typing import Any, get_args
 
 from pydantic.fields import FieldInfo
 
-from cifartune.config.effects import EFFECTS, FIXED
+from cifartune.config.effects import EFFECTS, FIXED, UNSEARCHED
 from cifartune.config.fields import RecipeField, all_fields, domain_of
 from cifartune.config.networks import networks
 from cifartune.config.parameters import Choice, Range
@@ -126,7 +126,7 @@ def json_schema() -> dict[str, Any]:
         "properties": {
             field.name: {"description": field.description, **parameter}
             for field in all_fields().values()
-            if field.name not in FIXED
+            if field.name not in FIXED | UNSEARCHED
         },
         "additionalProperties": False,
     }
@@ -165,6 +165,8 @@ def _recipe_entry(field: RecipeField) -> Entry:
         remarks.append(f"Acts only with {' or '.join(texts)}.")
     if field.name in FIXED:
         remarks.append("Not to be set: it " + FIXED[field.name] + ".")
+    if field.name in UNSEARCHED:
+        remarks.append("Not to be searched.")
     domain = field.domain
     if field.name == "model.name":
         domain = f"one of {len(networks()):,} networks; misspelt, the nearest is named"

@@ -265,6 +265,8 @@ _KIND = (
     "batch_size",
     "optimizer.name",
     "precision",
+    "memory_format",
+    "compile",
 )
 """The fields that decide what an image costs."""
 

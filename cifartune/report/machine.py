@@ -16,7 +16,7 @@ def hardware() -> dict[str, Any]:
     import torch
 
     return {
-        "processor": _processor(),
+        "processor": processor(),
         "cores": len(os.sched_getaffinity(0))
         if hasattr(os, "sched_getaffinity")
         else os.cpu_count(),
@@ -37,7 +37,7 @@ def versions() -> dict[str, str]:
     }
 
 
-def _processor() -> str:
+def processor() -> str:
     """The processor's name; platform.processor() is empty on most Linux systems."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():

@@ -1,14 +1,39 @@
-"""Which device trains, and in which arithmetic."""
+"""Which device trains, and how a network is computed there."""
 
 import resource
 import sys
+from collections.abc import Mapping
 
 import torch
+
+from cifartune.config.recipe import Recipe
 
 
 def choose_device() -> torch.device:
     """The GPU of this process where there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+AUTOMATIC = ("precision", "memory_format", "compile")
+"""The recipe's fields that say how a network is computed, and may be `auto`."""
+
+MEMORY_FORMATS = {
+    "channels_last": torch.channels_last,
+    "contiguous": torch.contiguous_format,
+}
+
+
+def resolve(recipe: Recipe, device: torch.device) -> Recipe:
+    """`recipe` with what is fast on `device` in most cases where it says `auto`."""
+    precision = choose_precision(recipe.precision, device)
+    usual = {"precision": precision, "memory_format": "channels_last", "compile": "never"}
+    return settle(recipe, usual)
+
+
+def settle(recipe: Recipe, values: Mapping[str, str]) -> Recipe:
+    """`recipe` with those of `values` that it leaves to `auto`."""
+    left = {name: value for name, value in values.items() if getattr(recipe, name) == "auto"}
+    return recipe.with_values(left) if left else recipe
 
 
 def choose_precision(wanted: str, device: torch.device) -> str:

@@ -3,7 +3,7 @@
 import copy
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from functools import partial
@@ -22,7 +22,7 @@ from cifartune.training.augment import apply_policy, crop_and_flip, cutout_, dis
 from cifartune.training.averaging import WeightAverage
 from cifartune.training.classifier import Classifier, eval_batch, predict
 from cifartune.training.cut import Tail
-from cifartune.training.device import choose_device, choose_precision
+from cifartune.training.device import MEMORY_FORMATS, choose_device, resolve
 from cifartune.training.failures import NonFiniteLoss
 from cifartune.training.features import FrozenFeatures
 from cifartune.training.history import EpochResult, has_ended, kept_epoch, plateaus
@@ -63,12 +63,14 @@ class Trainer:
     each other's random numbers.
 
     Args:
-        recipe: What to train.
+        recipe: What to train. What it leaves to `auto` becomes what is fast in most cases;
+            `cifartune.tuning.modes` measures.
         split: Images and indices; moved to `device` if they are elsewhere.
         device: Default: the GPU where there is one.
 
     Attributes:
         network: What is trained.
+        recipe: With nothing left to `auto`.
         classifier: What is evaluated and kept: `network`, or the moving average of its weights,
             with everything around it. After the last epoch, as in the epoch that is kept.
         history: The results of all epochs so far.
@@ -82,9 +84,8 @@ class Trainer:
     ) -> None:
         if len(split.train) < 2 or not len(split.validation):
             raise ValueError("two training images and one validation image are needed at least")
-        self.recipe = recipe
         self.device = device or choose_device()
-        self.precision = choose_precision(recipe.precision, self.device)
+        self.recipe = recipe = resolve(recipe, self.device)
         self.split = split.to(self.device)
         self.history: list[EpochResult] = []
         self._generator = Generator(self.device).manual_seed(recipe.seed)
@@ -96,7 +97,7 @@ class Trainer:
         self.classifier = Classifier(self.network, recipe, normalization)
         if isinstance(self.network, SpeedNet):
             self.network.init_from_images(self._inputs(self.split.train[:WHITENING_IMAGES]).cpu())
-        self.network.to(self.device).to(memory_format=torch.channels_last)
+        self.network.to(self.device).to(memory_format=MEMORY_FORMATS[recipe.memory_format])
         self.optimizer = build_optimizer(self.network, recipe.optimizer)
         self._peak_lrs = [group["lr"] for group in self.optimizer.param_groups]
         self._average: WeightAverage | None = None
@@ -105,11 +106,16 @@ class Trainer:
             self.classifier.network = self._average.network
         self._best: dict[str, Tensor] = {}  # the weights of the best epoch, where that is kept
         self._trained: Network = self.network
+        self._compiled: Callable[[Tensor], Tensor] | None = None
         self._evaluated: Network = self.classifier.network
         self._features = self._keep_features()
         if self._features:
             self._trained = self._features.tail(self.network)
             self._evaluated = self._features.tail(self.classifier.network)
+        elif recipe.compile == "always":
+            from cifartune.training.compiling import CompiledNetwork  # two seconds to import
+
+            self._compiled = CompiledNetwork(self.network)
 
     @property
     def epoch(self) -> int:
@@ -155,7 +161,6 @@ class Trainer:
         return copy.deepcopy(
             {
                 "recipe": self.recipe.model_dump(),
-                "precision": self.precision,
                 "history": [asdict(result) for result in self.history],
                 "network": self.network.state_dict(),
                 "average": self._average.network.state_dict() if self._average else {},
@@ -174,7 +179,6 @@ class Trainer:
         """
         if state["recipe"] != self.recipe.model_dump():
             raise ValueError("the checkpoint belongs to another recipe")
-        self.precision = state["precision"]
         self.history = [EpochResult(**result) for result in state["history"]]
         self.network.load_state_dict(state["network"])
         if self._average:
@@ -191,7 +195,7 @@ class Trainer:
 
         Averages over the recipe's test-time augmentation.
         """
-        return predict(self.classifier, images, precision=self.precision)
+        return predict(self.classifier, images, precision=self.recipe.precision)
 
     def batches(self) -> Sequence[Tensor]:
         """The training images in a new order: int64 indices, a batch for each step of an epoch."""
@@ -292,10 +296,14 @@ class Trainer:
 
     def _backward(self, x: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:
         """Adds the gradients of a batch; returns its logits and the loss of each image."""
-        logits = self._forward(self._trained, x)
+        logits = self._forward(self._compiled_for(x) or self._trained, x)
         losses = targets.losses(logits, self.recipe.label_smoothing)
         hardest(losses, self.recipe.hard_examples).mean().backward()
         return logits.detach(), losses.detach()
+
+    def _compiled_for(self, x: Tensor) -> Callable[[Tensor], Tensor] | None:
+        """For the last batch of an epoch, which may be smaller, compiling anew does not pay."""
+        return self._compiled if len(x) == self.recipe.batch_size * (1 + self._copies) else None
 
     @torch.inference_mode()
     def evaluate(self, images: Tensor) -> tuple[float, float]:
@@ -352,12 +360,12 @@ class Trainer:
             x = torch.cat([self._inputs(indices), x])
         return x, targets
 
-    def _forward(self, network: Network, x: Tensor) -> Tensor:
+    def _forward(self, network: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         with self._autocast():
             logits: Tensor = network(x)
         return logits.float()
 
     def _autocast(self) -> AbstractContextManager[None]:
         return torch.autocast(
-            self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"
+            self.device.type, dtype=torch.bfloat16, enabled=self.recipe.precision == "bf16"
         )

@@ -16,10 +16,11 @@ from cifartune.data.splits import Splits
 from cifartune.files import write_atomically
 from cifartune.training import EpochResult, SplitImages, Trainer
 from cifartune.training.classifier import save_classifier
-from cifartune.training.device import choose_device, most_memory
+from cifartune.training.device import AUTOMATIC, choose_device, most_memory, settle
 from cifartune.training.memory import release_memory
 from cifartune.training.optim import restart_epochs
 from cifartune.tuning.messages import Job
+from cifartune.tuning.modes import fastest
 
 CHECKPOINT = "checkpoint.pt"
 WEIGHTS = "weights.safetensors"
@@ -40,7 +41,7 @@ def run_job(
         device: Default: the GPU where there is one.
 
     Returns:
-        Facts about the run: parameters, precision, device, threads and memory, the epoch that
+        Facts about the run: parameters, how they were computed, threads and memory, the epoch that
         counts and its metrics; None if `report` ended it early, in which case its last checkpoint
         is left.
 
@@ -49,10 +50,16 @@ def run_job(
     """
     device = device or choose_device()
     split = load_split(job.splits, job.data_root, fold=job.fold, device=device)
-    trainer = Trainer(job.recipe, split, device=device)
     checkpoint = job.folder / CHECKPOINT
     if checkpoint.exists():
-        trainer.load_state_dict(torch.load(checkpoint, map_location=device, weights_only=True))
+        state = torch.load(checkpoint, map_location=device, weights_only=True)
+        began = {name: state["recipe"][name] for name in AUTOMATIC}
+        trainer = Trainer(settle(job.recipe, began), split, device=device)
+        trainer.load_state_dict(state)
+    else:
+        images = job.recipe.last_epoch * len(split.train)
+        recipe = fastest(job.recipe, images, device=device, folder=job.data_root)
+        trainer = Trainer(recipe, split, device=device)
     restarts = restart_epochs(job.recipe) if job.fold is not None else []
     try:
         for result in trainer:
@@ -73,7 +80,7 @@ def run_job(
             **metrics,
             "kept_epoch": kept.epoch,
             "params": sum(p.numel() for p in trainer.network.parameters()),
-            "resolved_precision": trainer.precision,
+            **{f"resolved_{name}": getattr(trainer.recipe, name) for name in AUTOMATIC},
             "device": device.type,
             "threads": torch.get_num_threads(),
             "memory_bytes": most_memory(device),

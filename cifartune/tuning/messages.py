@@ -60,7 +60,7 @@ class Cost:
     Attributes:
         train_rate: Training images a second, in the first epoch at least.
         eval_rate: Images a second in evaluation, without test-time augmentation.
-        build_seconds: From a recipe to the first step.
+        build_seconds: From a recipe to the end of its first step.
         checkpoint_seconds: To write a checkpoint.
         checkpoint_bytes: Its size.
         weights_bytes: The size of the network's weights alone.

@@ -15,6 +15,7 @@ from cifartune.training.device import most_memory
 from cifartune.training.failures import TrainingFailure
 from cifartune.tuning.jobs import CHECKPOINT, load_split, save_checkpoint
 from cifartune.tuning.messages import Cost, Probe, Probed
+from cifartune.tuning.modes import fastest
 
 SECONDS = 0.5
 """How long the steps of a recipe are timed, at the least."""
@@ -26,7 +27,7 @@ EVAL_IMAGES = 500
 def run_probe(probe: Probe, *, device: torch.device) -> Probed:
     """Looks for parameters that do nothing, then times each recipe's first steps.
 
-    The first step, which allocates and compiles, is not timed.
+    The first step, which allocates and compiles, counts as building.
 
     Raises:
         UnfitNetwork: A network of the space cannot be built for its images.
@@ -42,11 +43,13 @@ def run_probe(probe: Probe, *, device: torch.device) -> Probed:
 
 
 def _measure(recipe: Recipe, split: SplitImages, probe: Probe, device: torch.device) -> Cost:
+    images = recipe.last_epoch * len(split.train)
+    recipe = fastest(recipe, images, device=device, folder=probe.data_root)
     start = time.perf_counter()
     trainer = Trainer(recipe, split, device=device)
-    built = time.perf_counter() - start
     batches = trainer.batches()
     _step(trainer, batches[0], device)
+    built = time.perf_counter() - start
     rate = _rate(trainer, batches[1:MOST_STEPS] or batches, device)
     later_rate = predict_rate = None
     if trainer.keeps_features:

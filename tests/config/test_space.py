@@ -46,6 +46,7 @@ def rule(**changes: Any) -> str:
     [
         ("model.drop", {"min": 0, "max": 0.5}, ": unknown key; did you mean model.dropout?"),
         ("seed", {"min": 0, "max": 9}, ": is drawn for each trial from search.seed: set that"),
+        ("compile", {"values": ["never", "always"]}, ": changes how fast a recipe trains, not"),
         ("model.dropout", {"min": 0, "max": 1}, ".max: must be below 1, got 1.0"),
         ("model.dropout", {"values": [0, 3]}, ".values.1: must be below 1, got 3"),
         ("model.init", {"min": 0, "max": 1}, ": is no number: use values"),

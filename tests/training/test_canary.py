@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cifartune.config import Recipe, SearchSpace
+from cifartune.config.effects import FIXED, UNSEARCHED
 from cifartune.config.recipe import Section, recipe_fields
 from cifartune.models import build as models_build
-from cifartune.training import NonFiniteLoss, SplitImages, canary, classifier
+from cifartune.training import NonFiniteLoss, SplitImages, canary, classifier, device
 from cifartune.training import trainer as training
 from cifartune.training.augment import crop_and_flip, cutout_
 from cifartune.training.canary import fingerprint, idle_parameters
@@ -234,7 +235,11 @@ CUTS: dict[str, Cut] = {
     "tta": replace(
         Classifier, "forward", lambda _: lambda self, images: self.network(self.prepare(images))
     ),
-    "precision": replace(training, "choose_precision", lambda _: lambda wanted, device: "fp32"),
+    "precision": replace(
+        training,
+        "resolve",
+        lambda f: lambda r, device: f(r.with_values({"precision": "fp32"}), device),
+    ),
 }
 """How the wire of each field is cut, at the place that consumes it."""
 
@@ -262,7 +267,7 @@ def base(recipe: Recipe) -> Recipe:
 
 
 def test_every_field_has_values_and_a_cut() -> None:
-    assert SEARCHED.keys() == CUTS.keys() == recipe_fields().keys() - {"seed"}
+    assert SEARCHED.keys() == CUTS.keys() == recipe_fields().keys() - {*FIXED, *UNSEARCHED}
 
 
 def test_intact_wires_are_not_reported(base: Recipe, split: SplitImages) -> None:
@@ -421,7 +426,7 @@ def test_a_choice_is_idle_only_if_all_its_values_are_alike(
     base: Recipe, split: SplitImages, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     meant = {"auto": "fp32", "fp32": "fp32", "bf16": "bf16"}
-    monkeypatch.setattr(training, "choose_precision", lambda wanted, device: meant[wanted])
+    monkeypatch.setattr(device, "choose_precision", lambda wanted, device: meant[wanted])
     alike, different = ["auto", "fp32"], ["auto", "fp32", "bf16"]
     base = base.with_values({"precision": "auto"})
     assert idle_parameters(space(base, {"precision": {"values": alike}}), split) == {

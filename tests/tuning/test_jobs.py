@@ -3,6 +3,7 @@
 import gc
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,8 @@ from cifartune.config import Recipe
 from cifartune.data import LabelledImages
 from cifartune.training import EpochResult, NonFiniteLoss, SplitImages, Trainer
 from cifartune.training.classifier import load_classifier, predict
+from cifartune.training.device import settle
+from cifartune.tuning import jobs
 from cifartune.tuning.jobs import CHECKPOINT, LOGITS, SNAPSHOTS, WEIGHTS, run_job
 from cifartune.tuning.messages import Job
 
@@ -80,6 +83,10 @@ def test_a_trial_trains_on_the_searchs_own_split(
     assert facts is not None
     assert facts["params"] == sum(p.numel() for p in trainer.network.parameters())
     assert (facts["resolved_precision"], facts["device"]) == ("fp32", "cpu")
+    assert (facts["resolved_memory_format"], facts["resolved_compile"]) == (
+        "channels_last",
+        "never",
+    )
     assert facts["threads"] == torch.get_num_threads()
     assert list(job.folder.iterdir()) == []
 
@@ -131,6 +138,26 @@ def test_a_fold_that_goes_on_ends_like_its_unbroken_twin(job: Job, epoch: int, e
     assert second.learned == whole.learned[epoch - 1 :]  # the epoch under way is done again
     for name in (WEIGHTS, LOGITS):
         assert (broken.folder / name).read_bytes() == (unbroken.folder / name).read_bytes()
+
+
+def test_a_run_that_goes_on_is_computed_as_it_began(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever is fastest by then: another precision would be another run."""
+    automatic = job.recipe.with_values({"precision": "auto", "memory_format": "auto"})
+    job = replace(job, recipe=automatic)
+    fast = {"precision": "bf16", "memory_format": "contiguous"}
+
+    def fastest(recipe: Recipe, images: int, **_: Any) -> Recipe:
+        assert images == 3 * 300
+        return settle(recipe, fast)
+
+    monkeypatch.setattr(jobs, "fastest", fastest)
+    run_job(job, Listener(job, stop_after=2))
+    fast = {"precision": "fp32", "memory_format": "channels_last"}
+    facts = run_job(job, Listener(job))
+    assert facts is not None
+    assert (facts["resolved_precision"], facts["resolved_memory_format"]) == ("bf16", "contiguous")
 
 
 def test_a_fold_keeps_weights_and_logits_of_what_it_held_out(

@@ -1,0 +1,35 @@
+"""torch.compile, for a process that trains many networks."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch._dynamo.exc import FailOnRecompileLimitHit  # two seconds to import
+
+
+class CompiledNetwork:
+    """Calls a network through `torch.compile`, always.
+
+    torch keeps compiled code by class, and reuses it for networks that are alike. After eight that
+    are not, of one class, it stops compiling and says nothing. Here it forgets them and goes on.
+
+    Args:
+        network: In training mode; its parameters stay its own.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self._network = network
+        self._compile()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The network's logits. The first call with a size of `x` compiles for it."""
+        with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+            try:
+                return self._call(x)
+            except FailOnRecompileLimitHit:
+                torch._dynamo.reset()
+                self._compile()
+                return self._call(x)
+
+    def _compile(self) -> None:
+        self._call: Callable[[Tensor], Tensor] = torch.compile(self._network, dynamic=False)

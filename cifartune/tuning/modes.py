@@ -1,0 +1,199 @@
+"""How a network is computed fastest on this machine: measured once, and remembered."""
+
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cifartune.config import Recipe
+from cifartune.files import write_atomically
+from cifartune.models import build_model
+from cifartune.models.freezing import set_training
+from cifartune.report.machine import processor
+from cifartune.training.device import MEMORY_FORMATS, choose_precision, settle
+from cifartune.training.random_state import own_random_state
+
+FOLDER = "modes"
+
+CPU_BATCH = 32
+"""Images a step where a CPU is measured: what is fastest for them is so for more."""
+
+ROUNDS = 3
+"""How often a mode that may be the fastest is timed; the best time counts."""
+
+HOPELESS = 1.5
+"""A mode that takes so many times the best one's time is not timed again."""
+
+WORTH_TRYING = {"cpu": 600.0, "cuda": 120.0}
+"""Seconds of training from which on it is tried whether compiling pays: it takes a minute."""
+
+
+@dataclass(frozen=True)
+class Mode:
+    """A way to compute a network, by the recipe's fields of these names."""
+
+    precision: str
+    memory_format: str
+    compile: str = "never"
+
+    def __str__(self) -> str:
+        return f"{self.precision} {self.memory_format} {self.compile}"
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What a mode achieves.
+
+    Attributes:
+        rate: Images a second through forward and backward pass; 0 where it does not work.
+        first_seconds: What the first step takes beyond a usual one.
+    """
+
+    rate: float
+    first_seconds: float
+
+    def seconds(self, images: int) -> float:
+        """How long a run over so many images takes."""
+        return images / self.rate + self.first_seconds if self.rate else math.inf
+
+
+def fastest(recipe: Recipe, images: int, *, device: torch.device, folder: Path) -> Recipe:
+    """`recipe` with the fastest way to compute its network where it says `auto`.
+
+    Precision and memory format are those of the highest rate. The step is compiled where that
+    saves more time than it takes. What was measured is kept by network, device, threads and
+    version of torch, so that all runs of a search are computed alike.
+
+    Args:
+        recipe: What will be trained.
+        images: Training images of the whole run, those of each epoch counted anew.
+        device: Where it is trained.
+        folder: Of the prepared data; measurements are kept in `modes` there if it can be written.
+    """
+    modes = [Mode(*pair) for pair in product(_precisions(recipe, device), _memory_formats(recipe))]
+    if len(modes) == 1 and recipe.compile != "auto":
+        return settle(recipe, asdict(modes[0]))
+    speeds = _speeds(recipe, modes, device, folder / FOLDER)
+    speed, best = max(zip(speeds, modes, strict=True), key=lambda pair: pair[0].rate)
+    usual = speed.seconds(images)
+    if recipe.compile == "auto" and usual >= WORTH_TRYING[device.type]:
+        compiled = Mode(best.precision, best.memory_format, "always")
+        [speed] = _speeds(recipe, [compiled], device, folder / FOLDER)
+        best = compiled if speed.seconds(images) < usual else best
+    return settle(recipe, asdict(best))
+
+
+def measure(recipe: Recipe, modes: Sequence[Mode], device: torch.device) -> list[Speed]:
+    """Times steps of the recipe's network in each mode, turn and turn about."""
+    with own_random_state(device):
+        steps = [_step(recipe, mode, device) for mode in modes]
+        first = [_time(step, device) for step in steps]
+        times = [_time(step, device) for step in steps]
+        for _ in range(ROUNDS - 1):
+            bound = HOPELESS * min(times)
+            for index, step in enumerate(steps):
+                if times[index] < bound:
+                    times[index] = min(times[index], _time(step, device))
+    batch = _batch(recipe, device)
+    return [
+        Speed(batch / usual, max(0.0, begin - usual)) if usual < math.inf else Speed(0.0, 0.0)
+        for begin, usual in zip(first, times, strict=True)
+    ]
+
+
+def _speeds(
+    recipe: Recipe, modes: Sequence[Mode], device: torch.device, folder: Path
+) -> list[Speed]:
+    """The speeds of `modes`: those in `folder`, and where one is missing measured now."""
+    about = _about(recipe, device)
+    path = folder / (sha256(json.dumps(about).encode()).hexdigest()[:16] + ".json")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock: Any = FileLock(folder / "lock")
+        lock.acquire()
+    except (OSError, NotImplementedError):  # nothing can be kept, or a disk without locks
+        lock, path = nullcontext(), Path()
+    else:
+        lock.release()
+    with lock:
+        kept = json.loads(path.read_text())["speeds"] if path.is_file() else {}
+        missing = [mode for mode in modes if str(mode) not in kept]
+        measured = measure(recipe, missing, device) if missing else []
+        kept |= {str(m): asdict(s) for m, s in zip(missing, measured, strict=True)}
+        if missing and path.name:
+            write_atomically(path, json.dumps({"about": about, "speeds": kept}, indent=2) + "\n")
+    return [Speed(**kept[str(mode)]) for mode in modes]
+
+
+def _about(recipe: Recipe, device: torch.device) -> dict[str, Any]:
+    """What a measurement depends on."""
+    names = ("name", "depth", "width", "squeeze_excite", "channels", "stem", "resolution")
+    return {
+        "network": recipe.model.model_dump(include={*names, "trainable"}),
+        "batch": _batch(recipe, device),
+        "device": processor() if device.type == "cpu" else torch.cuda.get_device_name(device),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
+
+
+def _precisions(recipe: Recipe, device: torch.device) -> list[str]:
+    best = choose_precision(recipe.precision, device)
+    # A GPU that has bf16 is never faster without.
+    is_open = recipe.precision == "auto" and best == "bf16" and device.type == "cpu"
+    return ["bf16", "fp32"] if is_open else [best]
+
+
+def _memory_formats(recipe: Recipe) -> list[str]:
+    return [*MEMORY_FORMATS] if recipe.memory_format == "auto" else [recipe.memory_format]
+
+
+def _batch(recipe: Recipe, device: torch.device) -> int:
+    return CPU_BATCH if device.type == "cpu" else recipe.batch_size
+
+
+def _step(recipe: Recipe, mode: Mode, device: torch.device) -> Callable[[], None]:
+    """A forward and backward pass over made-up images."""
+    # What the weights are does not matter: none are fetched.
+    model = recipe.model.model_copy(update={"weights": "none"})
+    network = build_model(model).to(device).to(memory_format=MEMORY_FORMATS[mode.memory_format])
+    set_training(network)
+    side, batch = recipe.model.resolution, _batch(recipe, device)
+    x = torch.randn(batch, 3, side, side, device=device)
+    labels = torch.zeros(batch, dtype=torch.int64, device=device)
+    call: nn.Module | Callable[[Tensor], Tensor] = network
+    if mode.compile == "always":
+        from cifartune.training.compiling import CompiledNetwork  # two seconds to import
+
+        call = CompiledNetwork(network)
+
+    def step() -> None:
+        network.zero_grad(set_to_none=True)
+        with torch.autocast(device.type, torch.bfloat16, enabled=mode.precision == "bf16"):
+            logits = call(x)
+        F.cross_entropy(logits.float(), labels).backward()
+
+    return step
+
+
+def _time(step: Callable[[], None], device: torch.device) -> float:
+    """Seconds of one step; infinite where it cannot be computed."""
+    start = time.perf_counter()
+    try:
+        step()
+    except RuntimeError:  # out of memory, or without a compiler, among others
+        return math.inf
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start

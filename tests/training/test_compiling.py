@@ -1,0 +1,65 @@
+"""Compiled networks: the same values, and never in silence not compiled."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._dynamo.utils import counters
+from torch.nn import functional as F
+
+from cifartune.config import Recipe
+from cifartune.training import SplitImages, Trainer
+from cifartune.training.compiling import CompiledNetwork
+
+
+class Scaled(nn.Module):
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.linear(x) * self.factor)
+
+
+@pytest.fixture(autouse=True)
+def forgotten() -> None:
+    torch._dynamo.reset()
+    counters.clear()
+
+
+def test_many_different_networks_are_all_compiled() -> None:
+    with torch._dynamo.config.patch(recompile_limit=2):
+        x = torch.randn(3, 4)
+        for factor in range(1, 6):
+            network = Scaled(float(factor))
+            compiled = CompiledNetwork(network)
+            torch.testing.assert_close(compiled(x), network(x))
+            assert counters["stats"]["unique_graphs"] == factor
+        compiled(x)  # and reused
+        CompiledNetwork(Scaled(5.0))(x)
+        assert counters["stats"]["unique_graphs"] == 5
+
+
+def test_a_compiled_run_learns_what_the_other_does(recipe: Recipe, split: SplitImages) -> None:
+    """64 of 300 images a step: the last batch is smaller, and not compiled."""
+    recipe = recipe.with_values({"model.name": "tutorial_net", "model.resolution": 32})
+    plain = list(Trainer(recipe, split))
+    trainer = Trainer(recipe.with_values({"compile": "always"}), split)
+    compiled = list(trainer)
+    assert counters["stats"]["unique_graphs"] == 1
+    for one, other in zip(plain, compiled, strict=True):
+        assert one.train_loss == pytest.approx(other.train_loss, rel=1e-4)
+        assert one.val_loss == pytest.approx(other.val_loss, rel=1e-4)
+
+
+def test_a_compiled_run_goes_on_bit_for_bit(recipe: Recipe, split: SplitImages) -> None:
+    recipe = recipe.with_values({"compile": "always", "model.dropout": 0.3})
+    unbroken = Trainer(recipe, split)
+    list(unbroken)
+    first, second = Trainer(recipe, split), Trainer(recipe, split)
+    next(iter(first))
+    second.load_state_dict(first.state_dict())
+    list(second)
+    theirs = second.network.state_dict()
+    for name, tensor in unbroken.network.state_dict().items():
+        assert torch.equal(tensor, theirs[name]), name

@@ -1,0 +1,140 @@
+"""How a network is computed: what is measured, what is kept, and what follows from it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from cifartune.config import Recipe
+from cifartune.tuning import modes
+from cifartune.tuning.modes import Mode, Speed, fastest, measure
+
+CPU = torch.device("cpu")
+
+
+class Machine:
+    """A made-up machine: the rate of each mode, and what was asked for."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, **rates: float) -> None:
+        self.rates = rates
+        self.compiled = Speed(0.0, 0.0)
+        self.asked: list[Mode] = []
+        monkeypatch.setattr(modes, "measure", self._measure)
+        monkeypatch.setattr(modes, "choose_precision", lambda wanted, device: self._native(wanted))
+
+    @staticmethod
+    def _native(wanted: str) -> str:
+        return "bf16" if wanted == "auto" else wanted
+
+    def _measure(
+        self, recipe: Recipe, asked: Sequence[Mode], device: torch.device
+    ) -> Sequence[Speed]:
+        self.asked += asked
+        return [
+            self.compiled
+            if mode.compile == "always"
+            else Speed(self.rates[f"{mode.precision}_{mode.memory_format}"], 0.1)
+            for mode in asked
+        ]
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
+    return Machine(
+        monkeypatch,
+        bf16_channels_last=90.0,
+        bf16_contiguous=40.0,
+        fp32_channels_last=100.0,
+        fp32_contiguous=60.0,
+    )
+
+
+def computed(recipe: Recipe) -> tuple[str, str, str]:
+    return recipe.precision, recipe.memory_format, recipe.compile
+
+
+def test_the_fastest_is_taken(machine: Machine, tmp_path: Path) -> None:
+    recipe = fastest(Recipe(), 1000, device=CPU, folder=tmp_path)
+    assert computed(recipe) == ("fp32", "channels_last", "never")
+    assert len(machine.asked) == 4
+
+
+def test_it_is_measured_once_for_each_network(machine: Machine, tmp_path: Path) -> None:
+    for values in ({}, {"optimizer.lr": 0.5}, {"model.dropout": 0.1, "batch_size": 64}):
+        fastest(Recipe().with_values(values), 1000, device=CPU, folder=tmp_path)
+    assert len(machine.asked) == 4
+    fastest(Recipe().with_values({"model.resolution": 48}), 1000, device=CPU, folder=tmp_path)
+    assert len(machine.asked) == 8
+    machine.rates = dict.fromkeys(machine.rates, 1.0)  # what is remembered counts
+    recipe = fastest(Recipe(), 1000, device=CPU, folder=tmp_path)
+    assert computed(recipe) == ("fp32", "channels_last", "never")
+
+
+def test_what_the_recipe_says_is_done(machine: Machine, tmp_path: Path) -> None:
+    fixed = Recipe().with_values(
+        {"precision": "bf16", "memory_format": "contiguous", "compile": "never"}
+    )
+    assert fastest(fixed, 10**9, device=CPU, folder=tmp_path) == fixed
+    assert machine.asked == []
+    bf16 = fastest(Recipe().with_values({"precision": "bf16"}), 1000, device=CPU, folder=tmp_path)
+    assert computed(bf16) == ("bf16", "channels_last", "never")
+    always = fastest(Recipe().with_values({"compile": "always"}), 1, device=CPU, folder=tmp_path)
+    assert computed(always) == ("fp32", "channels_last", "always")
+    assert all(mode.compile == "never" for mode in machine.asked)
+
+
+@pytest.mark.parametrize(
+    ("rate", "first_seconds", "images", "compiles"),
+    [
+        (150.0, 60.0, 100_000, "always"),  # 1000 s, or 667 and a minute
+        (150.0, 400.0, 100_000, "never"),  # its compiler takes longer than it saves
+        (99.0, 0.0, 100_000, "never"),
+        (0.0, 0.0, 100_000, "never"),  # there is no compiler
+        (900.0, 0.0, 50_000, "never"),  # too short to try
+    ],
+)
+def test_compiling_must_earn_its_cost(
+    machine: Machine,
+    tmp_path: Path,
+    rate: float,
+    first_seconds: float,
+    images: int,
+    compiles: str,
+) -> None:
+    machine.compiled = Speed(rate, first_seconds)
+    recipe = fastest(Recipe(), images, device=CPU, folder=tmp_path)
+    assert computed(recipe) == ("fp32", "channels_last", compiles)
+    tried = [mode for mode in machine.asked if mode.compile == "always"]
+    assert tried == [Mode("fp32", "channels_last", "always")] * (images == 100_000)
+
+
+def test_a_folder_that_cannot_be_written_is_no_harm(machine: Machine, tmp_path: Path) -> None:
+    nowhere = tmp_path / "file"
+    nowhere.write_text("")
+    for _ in range(2):
+        recipe = fastest(Recipe(), 1000, device=CPU, folder=nowhere)
+        assert computed(recipe) == ("fp32", "channels_last", "never")
+    assert len(machine.asked) == 8
+
+
+def test_real_steps_are_timed(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The random numbers of others are left alone, and no weights are fetched."""
+    asked = [Mode("bf16", "channels_last"), Mode("fp32", "contiguous")]
+    before = torch.get_rng_state()
+    pretrained = recipe.with_values({"model.weights": "nowhere.safetensors"})
+    speeds = measure(pretrained, asked, CPU)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(1 < speed.rate < 1e6 and speed.first_seconds >= 0 for speed in speeds)
+
+
+def test_a_mode_that_fails_has_no_rate(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    def without_memory(mode: Mode) -> None:
+        if mode.precision == "bf16":
+            raise torch.OutOfMemoryError("too large")
+
+    monkeypatch.setattr(modes, "_step", lambda r, mode, d: lambda: without_memory(mode))
+    asked = [Mode("bf16", "channels_last"), Mode("fp32", "channels_last")]
+    failed, worked = measure(recipe, asked, CPU)
+    assert failed == Speed(0.0, 0.0) and worked.rate > 0
+    assert failed.seconds(1) == float("inf")
