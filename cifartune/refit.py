@@ -17,6 +17,7 @@ from cifartune.events import Observer
 from cifartune.runs import RunFolder
 from cifartune.seeds import derive_seed
 from cifartune.statistics import Accuracy
+from cifartune.training.classifier import trained_epochs
 from cifartune.tuning.jobs import LOGITS, SNAPSHOTS, WEIGHTS
 from cifartune.tuning.messages import Failed, Job, Progress
 from cifartune.tuning.slots import SlotPool
@@ -35,6 +36,7 @@ class Candidate:
         fold_accuracies: The accuracy of each fold's held-out images.
         loss: Out-of-fold cross-entropy.
         weights: The fold models' files.
+        epochs: Trained in all folds together.
         snapshots: The same with each fold's snapshots; None where its rate was not restarted.
     """
 
@@ -44,6 +46,7 @@ class Candidate:
     fold_accuracies: list[float]
     loss: float
     weights: list[Path]
+    epochs: int
     snapshots: "SnapshotEnsemble | None" = None
 
 
@@ -188,6 +191,7 @@ def _candidate(
         fold_accuracies=[float(correct[splits.fold == fold].mean()) for fold in range(folds)],
         loss=float(log_loss(labels[used], probabilities, labels=np.arange(10))),
         weights=[folder / WEIGHTS for folder in folders],
+        epochs=sum(trained_epochs(folder / WEIGHTS) for folder in folders),
         snapshots=_snapshots(folders, splits, labels),
     )
 

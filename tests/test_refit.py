@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 from scipy.special import log_softmax
 
 from cifartune.config import SearchSpace
@@ -15,7 +16,7 @@ from cifartune.data.splits import Splits, make_splits
 from cifartune.errors import UserError
 from cifartune.refit import out_of_fold_logits, refit_recipe, run_refit
 from cifartune.runs import RunFolder
-from cifartune.tuning.jobs import LOGITS, SNAPSHOTS
+from cifartune.tuning.jobs import LOGITS, SNAPSHOTS, WEIGHTS
 from cifartune.tuning.messages import Failed, Finished, Job, Message
 from cifartune.tuning.study import TrialStudy, sqlite_url
 
@@ -46,6 +47,8 @@ class FakePool:
             logits[np.arange(len(labels)), np.where(right, labels, (labels + 1) % 10)] = 2
             job.folder.mkdir(parents=True)
             np.save(job.folder / LOGITS, logits)
+            about = {"epochs": str(job.recipe.last_epoch)}
+            save_file({"weight": np.zeros(1)}, job.folder / WEIGHTS, about)
             yield job, Finished()
 
 
@@ -101,6 +104,7 @@ def test_the_best_are_refit_on_the_same_folds(tmp_path: Path, splits: Splits, la
     )
     assert len({job.recipe.seed for job in pool.jobs}) == len(pool.jobs)
     assert {job.recipe.epochs for job in pool.jobs} == {5}
+    assert [candidate.epochs for candidate in candidates] == [5 * FOLDS] * 2
     accuracies = [c.accuracy.value for c in candidates]
     assert accuracies == sorted(accuracies, reverse=True)
 
@@ -120,8 +124,7 @@ def test_folds_that_are_done_are_kept(tmp_path: Path, splits: Splits, labels: An
     first = FakePool(splits, labels)
     before = refit(study, run, first)
     again = FakePool(splits, labels)
-    (first.jobs[3].folder / LOGITS).unlink()
-    first.jobs[3].folder.rmdir()
+    shutil.rmtree(first.jobs[3].folder)
     assert refit(study, run, again) == before
     assert again.jobs == [first.jobs[3]]
 

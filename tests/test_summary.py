@@ -62,7 +62,7 @@ def result(study: TrialStudy, tmp_path: Path) -> dict[str, Any]:
     run = RunFolder.create(tmp_path / "runs", SPACE, "toy")
     run.plan.write_text(json.dumps(PLANNED))
     recipe = study.recipe(study.trials[2]).with_values({"epochs": 4})
-    candidate = Candidate(2, recipe, Accuracy.of(90, 100), [0.9, 0.9], 0.4, [])
+    candidate = Candidate(2, recipe, Accuracy.of(90, 100), [0.9, 0.9], 0.4, [], 20)
     return outcome(
         study,
         [candidate],
@@ -123,7 +123,7 @@ def test_snapshots_are_told_beside_the_fold_ensemble(study: TrialStudy, tmp_path
     run = RunFolder.create(tmp_path / "runs", SPACE, "toy")
     recipe = study.recipe(study.trials[2])
     snapshots = SnapshotEnsemble(Accuracy.of(92, 100), [Path("a"), Path("b")])
-    candidate = Candidate(2, recipe, Accuracy.of(90, 100), [0.9], 0.4, [Path("a")], snapshots)
+    candidate = Candidate(2, recipe, Accuracy.of(90, 100), [0.9], 0.4, [Path("a")], 4, snapshots)
     accuracies = Accuracy.of(91, 100), Accuracy.of(93, 100)
     seconds = {"total": 110.0}
     result = outcome(study, [candidate], *accuracies, run=run, seconds=seconds, mlflow={})

@@ -142,8 +142,6 @@ def make_plan(
         gpus: GPUs of a slot.
         start: Seconds until the first trial begins.
     """
-    from cifartune.training.optim import restart_epochs  # torch, which the terminal does without
-
     costs = _Costs(space, recipes, probed.costs)
     scale = [_longer(space, run) for run in rehearsals]
     epochs = [
@@ -168,9 +166,13 @@ def make_plan(
     views = 2 if space.base.tta == "flip" else 1
     tested = space.stand_in or TEST_IMAGES
     predicting = base.predict_rate or base.eval_rate
-    evaluate = folds * (views * tested / predicting + EXPORT_SECONDS)
+    snapshots = _snapshots(space.base)
+    # By the ensemble of the folds, and where there are snapshots by that of all of them.
+    looks = folds * (2 + snapshots if snapshots else 1)
+    evaluate = looks * views * tested / predicting + folds * EXPORT_SECONDS
     total = start + search + refit + evaluate
     kept = max(cost.weights_bytes for cost in probed.costs)
+    best = kept if space.base.stopping.keep == "best" else 0  # in the checkpoint, once there is one
     trials = _trials(space, rehearsals)
     top_k = min(space.refit.top_k, trials)
     return Plan(
@@ -193,9 +195,9 @@ def make_plan(
         device="GPU" if gpus else "core",
         memory=probed.memory_bytes,
         # The folds' weights, and the winner's twice more: exported, and logged.
-        disk=(top_k * (1 + len(restart_epochs(space.base))) + 2) * folds * kept
+        disk=(top_k * (1 + snapshots) + 2) * folds * kept
         + top_k * space.refit_images * 40
-        + slots * max(cost.checkpoint_bytes for cost in probed.costs)
+        + slots * (max(cost.checkpoint_bytes for cost in probed.costs) + best)
         + trials * TRIAL_BYTES,
         slots=slots,
         rates={costs.name(recipe): c.train_rate for recipe, c in costs.measured},
@@ -236,7 +238,7 @@ class _Costs:
         trained = _epochs(cost, recipe.last_epoch, images - held_out, held_out)
         views = 2 if recipe.tta == "flip" else 1
         predicted = views * held_out / (cost.predict_rate or cost.eval_rate)
-        return cost.build_seconds + trained + predicted
+        return cost.build_seconds + trained + predicted * (1 + _snapshots(recipe))
 
     def name(self, recipe: Recipe) -> str:
         """What tells a recipe from the others that were measured."""
@@ -276,6 +278,13 @@ def _epochs(cost: Cost, epochs: int, train_images: float, evaluated: float) -> f
     first, later = cost.train_rate, cost.later_rate or cost.train_rate
     training = train_images * (1 / first + (epochs - 1) / later)
     return training + epochs * (evaluated / cost.eval_rate + cost.checkpoint_seconds)
+
+
+def _snapshots(recipe: Recipe) -> int:
+    """How many epochs of a fold are kept beside its last."""
+    from cifartune.training.optim import restart_epochs  # torch, which the terminal does without
+
+    return len(restart_epochs(recipe))
 
 
 def _kind(recipe: Recipe) -> tuple[Any, ...]:

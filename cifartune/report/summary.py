@@ -100,7 +100,7 @@ def _used(
     space = study.space
     epochs = sum(len(trial.intermediate_values) for trial in study.trials)
     folds = space.refit.folds
-    refit_epochs = folds * sum(candidate.recipe.last_epoch for candidate in candidates)
+    refit_epochs = sum(candidate.epochs for candidate in candidates)
     files = [f for f in run.path.rglob("*") if f.is_file() and run.ray not in f.parents]
     logged = run.program.stat().st_size if run.program.exists() else 0
     return {

@@ -89,11 +89,25 @@ def predict(model: "Classifier | Ensemble", images: Tensor, *, precision: str = 
         return torch.cat([model(batch.to(device)) for batch in batches])
 
 
-def save_classifier(classifier: Classifier, path: Path) -> None:
-    """Writes weights, statistics and recipe to one safetensors file, whole or not at all."""
+def save_classifier(classifier: Classifier, path: Path, *, epochs: int | None = None) -> None:
+    """Writes weights, statistics and recipe to one safetensors file, whole or not at all.
+
+    Args:
+        classifier: On any device.
+        path: The file.
+        epochs: How many it was trained for, if the file is to say.
+    """
     tensors = {name: tensor.contiguous() for name, tensor in classifier.state_dict().items()}
     metadata = {"recipe": classifier.recipe.model_dump_json()}
+    if epochs is not None:
+        metadata["epochs"] = str(epochs)
     write_atomically(path, save(tensors, metadata))
+
+
+def trained_epochs(path: Path) -> int:
+    """How many epochs a file that `save_classifier` wrote with that number was trained for."""
+    with safe_open(path, framework="pt") as file:
+        return int(file.metadata()["epochs"])
 
 
 def load_classifier(path: Path) -> Classifier:

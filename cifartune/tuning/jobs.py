@@ -120,7 +120,7 @@ def save_checkpoint(trainer: Trainer, path: Path) -> None:
 
 def _save_outputs(trainer: Trainer, folder: Path) -> None:
     """The fold's weights, and its logits for the images that it held out."""
-    save_classifier(trainer.classifier, folder / WEIGHTS)
+    save_classifier(trainer.classifier, folder / WEIGHTS, epochs=trainer.epoch)
     held_out = trainer.split.images[trainer.split.validation]
     buffer = io.BytesIO()
     np.save(buffer, trainer.predict(held_out).cpu().numpy())

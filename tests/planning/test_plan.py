@@ -69,6 +69,19 @@ def test_times_add_up() -> None:
     assert plan.disk == 20 * 2_000_000 + 2 * 50_000 * 40 + 6_000_000 + 10 * 20_000
 
 
+def test_snapshots_and_the_best_epoch_cost_time_and_disk() -> None:
+    base = {"model": {"name": "speednet_small"}, "epochs": 4, "batch_size": 100}
+    plain = plan_of(make_space())
+    restarts = {"name": "restarts", "cycles": 2, "warmup": 0}
+    snapshots = plan_of(make_space(base=base | {"schedule": restarts}))
+    # Of each fold one epoch more is kept, and predicts the images that were held out.
+    assert snapshots.refit == pytest.approx(plain.refit + 2 * 5 * 10_000 / 5000)
+    assert snapshots.evaluate == pytest.approx(5 * (3 * 10_000 / 5000 + 2))
+    assert snapshots.disk == plain.disk + 2 * 5 * 2_000_000
+    best = plan_of(make_space(base=base | {"stopping": {"keep": "best"}}))
+    assert best.disk == plain.disk + 2_000_000
+
+
 def test_two_slots_take_half_the_time_of_the_same_devices() -> None:
     one, two = plan_of(make_space()), plan_of(make_space(), slots=2, gpus=0.5)
     assert two.search == one.search / 2

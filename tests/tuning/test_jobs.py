@@ -13,7 +13,7 @@ from sparse_data import write_splits, write_train
 from cifartune.config import Recipe
 from cifartune.data import LabelledImages
 from cifartune.training import EpochResult, NonFiniteLoss, SplitImages, Trainer
-from cifartune.training.classifier import load_classifier, predict
+from cifartune.training.classifier import load_classifier, predict, trained_epochs
 from cifartune.training.device import settle
 from cifartune.tuning import jobs
 from cifartune.tuning.jobs import CHECKPOINT, LOGITS, SNAPSHOTS, WEIGHTS, run_job
@@ -193,6 +193,7 @@ def test_a_fold_keeps_the_ends_of_its_cycles(job: Job) -> None:
     np.testing.assert_array_equal(np.load(shorter.folder / LOGITS), logits[1])
     assert not np.allclose(logits[1], logits[2])
     assert load_classifier(folders[0] / WEIGHTS).recipe == recipe
+    assert [trained_epochs(folder / WEIGHTS) for folder in folders] == [1, 2, 3]
 
 
 def test_a_trial_keeps_no_snapshots(job: Job) -> None:
