@@ -39,6 +39,12 @@ class AugmentRecipe(Section):
         4, ge=0, le=16, description="Largest shift in pixels, in each direction, of a random crop."
     )
     flip: float = Field(0.5, ge=0, le=0.5, description="Probability of a horizontal flip.")
+    flip_mode: Literal["random", "alternate"] = Field(
+        "random",
+        description="Each time by chance, or every other epoch, the first by chance: two epochs "
+        "then show an image and its mirror image once each "
+        "(https://arxiv.org/abs/2404.00498).",
+    )
     cutout: int = Field(
         0, ge=0, le=32, description="Side in pixels of a square that is blanked out; 0 is none."
     )

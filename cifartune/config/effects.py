@@ -89,6 +89,9 @@ EFFECTS: dict[str, list[Need]] = {
     "model.init_gain": [
         Need("model.init", lambda value: value != "default", "an init other than default")
     ],
+    "model.whitening": [Need("model.name", _family("speednet"), "a speednet")],
+    "data.small_share": [_not_zero("data.small_side")],
+    "augment.flip_mode": [_not_zero("augment.flip")],
     "optimizer.momentum": [_one_of("optimizer.name", "sgd", "rmsprop", "muon")],
     "schedule.cycles": [_one_of("schedule.name", "restarts")],
     "schedule.cycle_growth": [_one_of("schedule.name", "restarts")],

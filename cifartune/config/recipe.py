@@ -134,6 +134,18 @@ class ModelRecipe(Section):
         description="Standard deviation of the normal distribution from which the head's weights "
         "are drawn, whatever init and weights are; 0 is off.",
     )
+    norm_momentum: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Share of each batch in the running statistics of batch norms, for evaluation: "
+        "a short run needs a larger one than torch's 0.1; 0 keeps the network's own.",
+    )
+    whitening: bool = Field(
+        True,
+        description="Whether a speednet's first layer is set to whiten the patches of the training "
+        "images, and frozen; else it is learned.",
+    )
     resolution: int = Field(
         32, ge=16, le=512, description="Side in pixels to which images are resized on the device."
     )
@@ -147,6 +159,16 @@ class DataRecipe(Section):
         description="Mean and deviation per channel: of the training part of the split, "
         "ImageNet's, or 0.5 and 0.5.",
     )
+    small_side: int = Field(
+        0,
+        ge=0,
+        le=512,
+        description="Side in pixels to which training images are shrunk in the first part of a "
+        "run, where a step then costs less; 0 is off. Not all networks take images of two sizes.",
+    )
+    small_share: float = Field(
+        0.5, gt=0, le=1, description="Share of the run's steps in which images are small."
+    )
 
 
 class OptimizerRecipe(Section):
@@ -159,6 +181,12 @@ class OptimizerRecipe(Section):
     )
     lr: float = Field(0.1, gt=0, le=10, description="Peak learning rate.")
     momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of SGD, RMSprop and Muon.")
+    bias_lr_scale: float = Field(
+        1.0,
+        gt=0,
+        le=1000,
+        description="Multiplies the learning rate of biases and of the weights of norms.",
+    )
     weight_decay: float = Field(
         5e-4,
         ge=0,
@@ -270,10 +298,11 @@ class Recipe(Section):
         description="Share of each batch that is learned from: the images with the largest losses "
         "(https://arxiv.org/abs/1604.03540).",
     )
-    tta: Literal["none", "flip"] = Field(
+    tta: Literal["none", "flip", "six_views"] = Field(
         "none",
         description="Test-time augmentation of stored predictions: flip averages the logits of an "
-        "image and its mirror image. Accuracy per epoch is always measured without.",
+        "image and its mirror image; six_views those of both, by half, and of both shifted by a "
+        "pixel to either corner. Accuracy per epoch is always measured without.",
     )
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto",
@@ -302,6 +331,11 @@ class Recipe(Section):
     def last_epoch(self) -> int:
         """The epoch at which a run ends, if nothing that it brings ends it before."""
         return min(self.epochs, self.stopping.epoch or self.epochs)
+
+    @property
+    def views(self) -> int:
+        """How often the network sees an image for one prediction."""
+        return {"none": 1, "flip": 2, "six_views": 6}[self.tta]
 
     def flat(self) -> dict[str, Any]:
         """All values by dotted field name, such as `optimizer.lr`."""

@@ -6,6 +6,7 @@ import timm
 from timm.models import ResNet
 from timm.models.resnet import BasicBlock, Bottleneck
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from cifartune.config.networks import networks
 from cifartune.config.recipe import PACKAGE_NETWORKS, ModelRecipe
@@ -57,6 +58,8 @@ def build_model(recipe: ModelRecipe) -> nn.Module:
         draw_head(network, recipe.head_std)
 
     freeze(network, recipe.trainable)
+    if recipe.norm_momentum:
+        _set_norm_momentum(network, recipe.norm_momentum)
     return network
 
 
@@ -99,6 +102,8 @@ def _options(recipe: ModelRecipe) -> dict[str, Any]:
         options["depth"] = recipe.depth
         options["width"] = recipe.width
         options["squeeze_excite"] = recipe.squeeze_excite
+    if known.family == "speednet":
+        options["whitens"] = recipe.whitening
     if known.family in ("resnet_channels", "mixture") and recipe.channels != "default":
         options["channels"] = recipe.channels
     return options
@@ -112,6 +117,12 @@ def _use_cifar_stem(network: nn.Module) -> None:
     nn.init.kaiming_normal_(stem.weight, mode="fan_out", nonlinearity="relu")
     network.conv1 = stem
     network.maxpool = nn.Identity()
+
+
+def _set_norm_momentum(network: nn.Module, momentum: float) -> None:
+    for norm in network.modules():
+        if isinstance(norm, _BatchNorm):
+            norm.momentum = momentum
 
 
 def _add_block_dropout(network: nn.Module, probability: float) -> None:

@@ -21,13 +21,14 @@ WHITENING_CHUNK = 500
 
 
 class SpeedNet(Network):
-    """A frozen whitening convolution, three stages of two convolutions, and a scaled linear head.
+    """A whitening convolution, three stages of two convolutions, and a scaled linear head.
 
     Input (N, 3, H, W), floats, 9 pixels a side or more; output logits (N, `num_classes`).
 
     Args:
         num_classes: The number of logits.
         widths: The channels of the three stages.
+        whitens: Whether the first layer is frozen, and waits for `init_from_images`.
         drop_rate: Dropout probability before the head.
     """
 
@@ -38,6 +39,7 @@ class SpeedNet(Network):
         *,
         num_classes: int = 10,
         widths: tuple[int, int, int] = (64, 256, 256),
+        whitens: bool = True,
         drop_rate: float = 0.0,
     ) -> None:
         super().__init__()
@@ -45,7 +47,8 @@ class SpeedNet(Network):
         kernel = 2
         # Every patch direction and its negative, so that no sign is lost in the activation.
         self.whitening = nn.Conv2d(3, 2 * 3 * kernel**2, kernel)
-        self.whitening.weight.requires_grad_(False)
+        self.whitens = whitens
+        self.whitening.weight.requires_grad_(not whitens)
         assert self.whitening.bias is not None
         nn.init.zeros_(self.whitening.bias)
         self.activation = nn.GELU()

@@ -163,7 +163,7 @@ def make_plan(
     )
     refit_epochs = fmean(folds * sum(recipe.last_epoch for recipe in run) for run in chosen)
     base = costs.of(space.base)
-    views = 2 if space.base.tta == "flip" else 1
+    views = space.base.views
     tested = space.stand_in or TEST_IMAGES
     predicting = base.predict_rate or base.eval_rate
     snapshots = _snapshots(space.base)
@@ -236,8 +236,7 @@ class _Costs:
         cost, images = self.of(recipe), self._space.refit_images
         held_out = images / self._space.refit.folds
         trained = _epochs(cost, recipe.last_epoch, images - held_out, held_out)
-        views = 2 if recipe.tta == "flip" else 1
-        predicted = views * held_out / (cost.predict_rate or cost.eval_rate)
+        predicted = recipe.views * held_out / (cost.predict_rate or cost.eval_rate)
         return cost.build_seconds + trained + predicted * (1 + _snapshots(recipe))
 
     def name(self, recipe: Recipe) -> str:
@@ -263,6 +262,7 @@ _KIND = (
     "model.channels",
     "model.squeeze_excite",
     "model.trainable",
+    "data.small_side",
     "augment.copies",
     "batch_size",
     "optimizer.name",

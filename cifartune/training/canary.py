@@ -101,6 +101,8 @@ def fingerprint(recipe: Recipe, split: SplitImages) -> str:
     for quarter in range(5):
         trainer.set_lr(min(steps * quarter // 4, steps - 1))
         seen.append(_hash([_numbers(group) for group in groups]))
+    sides = [trainer.small_side(steps * percent // 100) for percent in range(100)]
+    seen.append(_hash(sides))
     for history in _made_up(steps // trainer.steps_per_epoch):
         seen.append(_hash(_course(trainer, history)))
     trainer.history = []

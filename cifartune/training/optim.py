@@ -27,13 +27,30 @@ def build_optimizer(network: nn.Module, recipe: OptimizerRecipe) -> torch.optim.
     """
     # Nesterov's momentum of 0 is plain SGD, which torch wants to be asked for.
     name = "momentum" if recipe.name == "sgd" and recipe.momentum == 0 else recipe.name
-    return create_optimizer_v2(
+    optimizer = create_optimizer_v2(
         network,
         opt=name,
         lr=recipe.lr,
         weight_decay=recipe.weight_decay,
         momentum=recipe.momentum,
     )
+    if recipe.bias_lr_scale != 1:
+        _scale_bias_rates(optimizer, recipe.bias_lr_scale)
+    return optimizer
+
+
+def _scale_bias_rates(optimizer: torch.optim.Optimizer, scale: float) -> None:
+    """Gives biases, and the weights of norms, groups of their own, behind the others."""
+    for group in list(optimizer.param_groups):
+        vectors = [weight for weight in group["params"] if weight.ndim < 2]
+        if not vectors:
+            continue
+        others = [weight for weight in group["params"] if weight.ndim >= 2]
+        optimizer.param_groups.remove(group)
+        if others:
+            optimizer.add_param_group({**group, "params": others})
+        optimizer.add_param_group({**group, "params": vectors, "lr": scale * group["lr"]})
+    optimizer.param_groups.sort(key=lambda group: group["params"][0].ndim < 2)
 
 
 def lr_factor(recipe: ScheduleRecipe, progress: float, plateaus: int = 0) -> float:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -18,7 +18,15 @@ from cifartune.config.recipe import Recipe
 from cifartune.models import build_model
 from cifartune.models.freezing import set_training
 from cifartune.models.speednet import SpeedNet
-from cifartune.training.augment import apply_policy, crop_and_flip, cutout_, distort, mix
+from cifartune.seeds import derive_seed
+from cifartune.training.augment import (
+    alternates,
+    apply_policy,
+    crop_and_flip,
+    cutout_,
+    distort,
+    mix,
+)
 from cifartune.training.averaging import WeightAverage
 from cifartune.training.classifier import Classifier, eval_batch, predict
 from cifartune.training.cut import Tail
@@ -95,7 +103,7 @@ class Trainer:
             self._random_state = get_random_state(self.device)
         normalization = Normalization.make(recipe.data.normalize, self.split)
         self.classifier = Classifier(self.network, recipe, normalization)
-        if isinstance(self.network, SpeedNet):
+        if isinstance(self.network, SpeedNet) and self.network.whitens:
             self.network.init_from_images(self._inputs(self.split.train[:WHITENING_IMAGES]).cpu())
         self.network.to(self.device).to(memory_format=MEMORY_FORMATS[recipe.memory_format])
         self.optimizer = build_optimizer(self.network, recipe.optimizer)
@@ -280,6 +288,7 @@ class Trainer:
         for step, indices in enumerate(batches, start=self.epoch * self.steps_per_epoch):
             self.set_lr(step)
             x, targets = self._augmented(indices)
+            x = self._shrunk(x, step)
             self.optimizer.zero_grad(set_to_none=True)
             logits, losses = self._backward(x, targets)
             if rho := self.recipe.optimizer.sam_rho:
@@ -324,7 +333,8 @@ class Trainer:
     def _keep_features(self) -> FrozenFeatures | None:
         """Keeps what the frozen part makes of an image, where that is the same in each epoch."""
         recipe = self.recipe
-        if recipe.model.trainable == "all" or augments(recipe) or recipe.last_epoch == 1:
+        changes = augments(recipe) or recipe.data.small_side > 0
+        if recipe.model.trainable == "all" or changes or recipe.last_epoch == 1:
             return None
         images = torch.cat([self.split.train, self.split.validation])
         with self._autocast():
@@ -350,7 +360,10 @@ class Trainer:
         if self._features:
             return self._fixed_inputs(indices), Targets(self.split.labels[indices])
         changed = indices.repeat(self._copies) if self._copies else indices
-        images = crop_and_flip(self.split.images[changed], recipe, generator)
+        mirrored = None
+        if recipe.flip_mode == "alternate":
+            mirrored = alternates(self._coins[changed], recipe, self.epoch)
+        images = crop_and_flip(self.split.images[changed], recipe, generator, mirrored)
         images = apply_policy(images, recipe, generator)
         images = distort(images, recipe, generator)
         images, targets = mix(images, self.split.labels[changed], recipe, generator)
@@ -359,6 +372,23 @@ class Trainer:
             targets = targets.after(self.split.labels[indices])
             x = torch.cat([self._inputs(indices), x])
         return x, targets
+
+    @cached_property
+    def _coins(self) -> Tensor:
+        """One for each image, the same in all epochs, and no state: drawn from the seed alone."""
+        generator = Generator(self.device).manual_seed(derive_seed(self.recipe.seed, "flip"))
+        return torch.rand(len(self.split.images), generator=generator, device=self.device)
+
+    def small_side(self, step: int) -> int:
+        """The side in pixels to which images are shrunk in `step` of the run; 0: they are not."""
+        data = self.recipe.data
+        return data.small_side if step < data.small_share * self.total_steps else 0
+
+    def _shrunk(self, x: Tensor, step: int) -> Tensor:
+        side = self.small_side(step)
+        if not 0 < side < x.shape[-1]:
+            return x
+        return F.interpolate(x, size=(side, side), mode="bilinear", antialias=True)
 
     def _forward(self, network: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         with self._autocast():

@@ -36,6 +36,8 @@ def run_probe(probe: Probe, *, device: torch.device) -> Probed:
     for name in searched.values if isinstance(searched, Choice) else ():
         network_facts(probe.space.base.with_values({"model.name": name}).model)
     network_facts(probe.space.base.model)
+    for recipe in probe.recipes:
+        network_facts(recipe.model, recipe.data.small_side or None)
     split = load_split(probe.splits, probe.data_root, fold=None, device=device)
     idle = idle_parameters(probe.space, split)
     costs = [_measure(recipe, split, probe, device) for recipe in probe.recipes]
@@ -51,13 +53,18 @@ def _measure(recipe: Recipe, split: SplitImages, probe: Probe, device: torch.dev
     _step(trainer, batches[0], device)
     built = time.perf_counter() - start
     rate = _rate(trainer, batches[1:MOST_STEPS] or batches, device)
+    if recipe.data.small_side:  # those were the first steps; later ones cost more
+        large = Trainer(recipe.with_values({"data.small_side": 0}), split, device=device)
+        _step(large, batches[0], device)
+        large_rate = _rate(large, batches[1:MOST_STEPS] or batches, device)
+        share = recipe.data.small_share
+        rate = 1 / (share / rate + (1 - share) / large_rate)
     later_rate = predict_rate = None
     if trainer.keeps_features:
         later_rate = _rate(trainer, batches[:1], device)  # known since the first step
         start = time.perf_counter()
         trainer.predict(split.images[batches[0]])
-        views = 2 if recipe.tta == "flip" else 1
-        predict_rate = views * len(batches[0]) / (time.perf_counter() - start)
+        predict_rate = recipe.views * len(batches[0]) / (time.perf_counter() - start)
     few = split.validation[:EVAL_IMAGES]
     trainer.evaluate(few)
     start = time.perf_counter()

@@ -12,7 +12,7 @@ from cifartune.config import Recipe, SearchSpace
 from cifartune.config.effects import FIXED, UNSEARCHED
 from cifartune.config.recipe import Section, recipe_fields
 from cifartune.models import build as models_build
-from cifartune.training import NonFiniteLoss, SplitImages, canary, classifier, device
+from cifartune.training import NonFiniteLoss, SplitImages, canary, classifier, device, optim
 from cifartune.training import trainer as training
 from cifartune.training.augment import crop_and_flip, cutout_
 from cifartune.training.canary import fingerprint, idle_parameters
@@ -38,11 +38,16 @@ SEARCHED: dict[str, dict[str, Any]] = {
     "model.init": {"values": ["default", "orthogonal"]},
     "model.init_gain": {"values": [1.0, 0.5], "when": {"model.init": "orthogonal"}},
     "model.head_std": {"values": [0.0, 0.1]},
+    "model.norm_momentum": {"values": [0.1, 0.5]},
+    "model.whitening": {"values": [True, False]},
     "model.resolution": {"values": [16, 24]},
     "data.normalize": {"values": ["split", "half"]},
+    "data.small_side": {"values": [14, 15]},
+    "data.small_share": {"values": [0.5, 0.4]},
     "augment.strength": {"values": [1.0, 0.5]},
     "augment.crop": {"values": [4, 2]},
     "augment.flip": {"values": [0.5, 0.0]},
+    "augment.flip_mode": {"values": ["random", "alternate"]},
     "augment.cutout": {"values": [8, 0]},
     "augment.copies": {"values": [1, 0]},
     "augment.padding": {"values": ["zero", "reflect"]},
@@ -78,6 +83,7 @@ SEARCHED: dict[str, dict[str, Any]] = {
     "optimizer.name": {"values": ["sgd", "adamw"]},
     "optimizer.lr": {"values": [0.1, 0.01]},
     "optimizer.momentum": {"values": [0.9, 0.5]},
+    "optimizer.bias_lr_scale": {"values": [1.0, 8.0]},
     "optimizer.weight_decay": {"values": [5e-4, 1e-6]},
     "optimizer.clip_norm": {"values": [0.0, 0.5]},
     "optimizer.sam_rho": {"values": [0.0, 0.05]},
@@ -168,13 +174,24 @@ CUTS: dict[str, Cut] = {
     "model.init": skip("apply_init"),
     "model.init_gain": replace(models_build, "apply_init", lambda f: lambda n, s, _: f(n, s)),
     "model.head_std": skip("draw_head"),
+    "model.norm_momentum": replace(
+        models_build, "_set_norm_momentum", lambda f: lambda network, _: f(network, 0.1)
+    ),
+    "model.whitening": ask_timm_for(whitens=True),
     "model.resolution": replace(classifier, "resize", lambda f: lambda images, _: f(images, 16)),
     "data.normalize": replace(Normalization, "make", lambda f: lambda _, split: f("half", split)),
+    "data.small_side": replace(Trainer, "small_side", lambda _: lambda *args: 14),
+    "data.small_share": replace(
+        Trainer, "small_side", lambda _: lambda t, step: 14 * (step < t.total_steps / 2)
+    ),
     "augment.strength": reset(
         training, "crop_and_flip", "apply_policy", "distort", "mix", "cutout_", strength=1.0
     ),
     "augment.crop": reset(training, "crop_and_flip", crop=4),
     "augment.flip": reset(training, "crop_and_flip", flip=0.5),
+    "augment.flip_mode": replace(
+        training, "crop_and_flip", lambda f: lambda i, r, g, mirrored=None: f(i, r, g)
+    ),
     "augment.cutout": reset(training, "cutout_", cutout=8),
     "augment.copies": replace(Trainer, "_copies", lambda _: property(lambda t: 1)),
     "augment.padding": reset(training, "crop_and_flip", "apply_policy", "distort", padding="zero"),
@@ -210,6 +227,7 @@ CUTS: dict[str, Cut] = {
     "optimizer.name": reset(training, "build_optimizer", name="sgd"),
     "optimizer.lr": reset(training, "build_optimizer", lr=0.1),
     "optimizer.momentum": reset(training, "build_optimizer", momentum=0.9),
+    "optimizer.bias_lr_scale": replace(optim, "_scale_bias_rates", lambda _: lambda *args: None),
     "optimizer.weight_decay": reset(training, "build_optimizer", weight_decay=5e-4),
     "optimizer.clip_norm": replace(nn.utils, "clip_grad_norm_", lambda _: lambda *args: None),
     "optimizer.sam_rho": replace(training, "climb", lambda _: lambda *args: None),

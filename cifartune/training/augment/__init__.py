@@ -7,6 +7,6 @@ is off in the recipe draws nothing.
 from cifartune.training.augment.distort import distort
 from cifartune.training.augment.mix import mix
 from cifartune.training.augment.policy import apply_policy
-from cifartune.training.augment.shift import crop_and_flip, cutout_
+from cifartune.training.augment.shift import alternates, crop_and_flip, cutout_
 
-__all__ = ["apply_policy", "crop_and_flip", "cutout_", "distort", "mix"]
+__all__ = ["alternates", "apply_policy", "crop_and_flip", "cutout_", "distort", "mix"]

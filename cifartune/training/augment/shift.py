@@ -6,7 +6,12 @@ from torch import Generator, Tensor
 from cifartune.config.recipe import AugmentRecipe
 
 
-def crop_and_flip(images: Tensor, recipe: AugmentRecipe, generator: Generator) -> Tensor:
+def crop_and_flip(
+    images: Tensor,
+    recipe: AugmentRecipe,
+    generator: Generator,
+    mirrored: Tensor | None = None,
+) -> Tensor:
     """Shifts each image by up to `crop` pixels and mirrors it with probability `flip`.
 
     `strength` scales both. What a shift brings in is the image reflected at its border, or black.
@@ -15,6 +20,7 @@ def crop_and_flip(images: Tensor, recipe: AugmentRecipe, generator: Generator) -
         images: uint8 (N, 3, H, W).
         recipe: The augmentation.
         generator: The source of randomness, on the device of `images`.
+        mirrored: Which images are mirrored, bool (N,), where that is not left to chance.
 
     Returns:
         New uint8 images (N, 3, H, W); `images` itself where nothing is to be done.
@@ -26,7 +32,8 @@ def crop_and_flip(images: Tensor, recipe: AugmentRecipe, generator: Generator) -
     count, channels, height, width = images.shape
     device = images.device
     offsets = torch.randint(0, 2 * padding + 1, (2, count), generator=generator, device=device)
-    mirrored = torch.rand(count, generator=generator, device=device) < flip
+    if mirrored is None:
+        mirrored = torch.rand(count, generator=generator, device=device) < flip
 
     rows = offsets[0, :, None] + torch.arange(height, device=device)
     columns = torch.arange(width, device=device).expand(count, -1)
@@ -40,6 +47,21 @@ def crop_and_flip(images: Tensor, recipe: AugmentRecipe, generator: Generator) -
         inside = _is_inside(rows, height)[:, :, None] & _is_inside(columns, width)[:, None, :]
         found *= inside[:, None]
     return found
+
+
+def alternates(coins: Tensor, recipe: AugmentRecipe, epoch: int) -> Tensor:
+    """Which images an alternating flip mirrors in an epoch, bool (N,).
+
+    Those with coins below `2 * strength * flip` are mirrored in every other epoch, half of them in
+    those with even numbers: in any epoch, as many as a flip by chance mirrors on average.
+
+    Args:
+        coins: One for each image for the whole run, uniform in [0, 1), float32 (N,).
+        recipe: The augmentation.
+        epoch: Counted from 0.
+    """
+    flip = recipe.strength * recipe.flip
+    return (coins < 2 * flip) & ((coins < flip) == (epoch % 2 == 0))
 
 
 def cutout_(x: Tensor, recipe: AugmentRecipe, generator: Generator) -> Tensor:
