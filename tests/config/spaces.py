@@ -9,7 +9,7 @@ import annotated_types
 import yaml
 from hypothesis import strategies as st
 
-from cifartune.config.effects import EFFECTS
+from cifartune.config.effects import EFFECTS, FIXED, UNSEARCHED
 from cifartune.config.fields import RecipeField, all_fields
 from cifartune.config.networks import networks
 
@@ -19,6 +19,7 @@ EXAMPLES: dict[str, list[Any]] = {
     "model.channels": ["default", "64/32/96", "16/16/32/64"],
     "model.depth": [10, 16, 22, 28, 40],
     "model.squeeze_excite": [False, True],
+    "model.whitening": [False, True],
 }
 
 Tree = dict[str, Any]
@@ -33,7 +34,7 @@ NETWORKS = [
     "convnext_pico",
 ]
 
-FIELDS = {name: field for name, field in all_fields().items() if name != "seed"}
+FIELDS = {n: field for n, field in all_fields().items() if n not in FIXED | UNSEARCHED}
 
 # Fields that others need come first, so that what is made valid stays so.
 ORDER = sorted(

@@ -108,7 +108,10 @@ def test_the_last_of_several_counts(path: Path) -> None:
     [
         ("base.epochs=0", "base.epochs: must be at least 1, got 0"),
         ("base.epochs='12'", "base.epochs: must be a whole number, got '12'"),
-        ("base.tta=flop", "base.tta: must be none or flip, got 'flop'; did you mean flip?"),
+        (
+            "base.tta=flop",
+            "base.tta: must be none, flip or six_views, got 'flop'; did you mean flip?",
+        ),
         ("base.epoch=3", "base.epoch: unknown key; did you mean epochs?"),
         ("bas.epochs=3", "bas: unknown key; did you mean base?"),
         ("base.optimzer.lr=0.3", "base.optimzer: unknown key; did you mean optimizer?"),
@@ -175,7 +178,7 @@ def test_a_value_has_no_keys(path: Path) -> None:
 def test_the_other_mistakes_of_the_file_keep_their_lines(path: Path) -> None:
     path.write_text(FILE.replace("epochs: 30", "epochs: 0").replace("num_samples", "num_sample"))
     assert told(path, "base.tta=flop", "refit.fold=3") == [
-        "--set base.tta=flop: base.tta: must be none or flip, got 'flop'; did you mean flip?",
+        "--set base.tta=flop: base.tta: must be none, flip or six_views, got 'flop'; did you mean flip?",
         "--set refit.fold=3: refit.fold: unknown key; did you mean folds?",
         "f.yaml:4: base.epochs: must be at least 1, got 0",
         "f.yaml:9: search.num_sample: unknown key; did you mean num_samples?",

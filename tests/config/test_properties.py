@@ -15,6 +15,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from spaces import ALIASES, FIELDS, Tree, holds, texts, valid_spaces
 
 from cifartune.config import Recipe, SearchSpace
+from cifartune.config.fields import all_fields
 from cifartune.config.load import dump_space, parse_space
 from cifartune.config.recipe import Section
 from cifartune.config.space import Bound, Objective
@@ -162,7 +163,7 @@ def key_paths(tree: Any, path: Path = ()) -> list[Path]:
 def valid_keys(section: Path) -> set[str]:
     """The keys that a section can have."""
     if section[:1] == ("parameters",):
-        return [{*FIELDS, "seed"}, PARAMETER_KEYS, {*FIELDS}][len(section) - 1]
+        return [{*all_fields()}, PARAMETER_KEYS, {*FIELDS}][len(section) - 1]
     if section[:1] == ("points",):
         return {*FIELDS}
     if section[:1] == ("objectives",):

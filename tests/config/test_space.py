@@ -53,7 +53,11 @@ def rule(**changes: Any) -> str:
         ("epochs", {"min": 1.5, "max": 40}, ".min: must be a whole number, as epochs is, got 1.5"),
         ("epochs", {"min": 1, "max": 40, "step": 1.5}, ".step: must be a whole number"),
         ("epochs", {"values": [30, 1.5]}, ".values.1: must be a whole number, got 1.5"),
-        ("tta", {"values": ["none", "flop"]}, ".values.1: must be none or flip, got 'flop'; did"),
+        (
+            "tta",
+            {"values": ["none", "flop"]},
+            ".values.1: must be none, flip or six_views, got 'flop'; did",
+        ),
         ("batch_size", {"min": 512, "max": 50_000}, ": must be at most the 45,000 training images"),
         (
             "model.dropout",
