@@ -67,12 +67,13 @@ def train_all(name: str, seeds: int, epochs: int | None, images: int | None) -> 
     is_short = count < space.train_images or bool(epochs and epochs < space.max_epochs)
     kept = f"{name}-short" if is_short else name
     runs = load(kept)
-    done = {(run["recipe_id"], run["images"]) for run in runs}
+    # By label: the ids of recipes change with the fields that a recipe can have.
+    done = {(run["label"], run["seed"], run["images"]) for run in runs}
     for seed in range(seeds):
         for label, whole in recipes(space):
             length = min(epochs or whole.epochs, whole.epochs)
             recipe = whole.with_values({"seed": derive_seed(seed, "source"), "epochs": length})
-            if (recipe.id, count) not in done:
+            if (label, seed, count) not in done:
                 run = trained_before(recipe, count) or train(name, space, recipe, count)
                 about = {"label": label, "seed": seed, "is_short": is_short}
                 runs.append({**run, **about, "test_accuracy": None})

@@ -1,49 +1,220 @@
-"""Measures how many images a second the trainer trains, network by network.
+"""Measures how many images a second the trainer trains, beside what people would run otherwise.
 
-    python benchmarks/throughput.py [MODEL ...] [--images N] [--out FILE]
+    python benchmarks/throughput.py [MODEL ...] [--length short|full] [--device cpu|cuda]
 
-Each network trains three short epochs on real images, crop and flip included; the rates of the last
-two are kept. Writes them with hardware, versions, date and commit.
+For each network: the whole trainer, as a slot runs it, with its random crop and flip; and a plain
+loop over the same network: torchvision's transforms, a DataLoader with two workers, float32, as in
+https://github.com/kuangliu/pytorch-cifar. That one runs in a process of its own, since a slot tells
+malloc to keep freed memory. They alternate; medians are kept. Shares are of the fastest product of
+two matrices of 2048 or 4096 rows in the same precision in the same run; a training step counts as
+three forward passes.
 """
 
 import argparse
+import json
+import subprocess
+import sys
+import time
+from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
 from measured import RESULTS, keep, real_images
+from torch import Tensor, nn
 
 from cifartune.config import Recipe
+from cifartune.data import load_train
+from cifartune.data.cifar10 import default_root
+from cifartune.models import build_model
+from cifartune.models.facts import network_facts
 from cifartune.training import Trainer
+from cifartune.training.device import choose_device
 from cifartune.training.memory import run_keeping_memory
+from cifartune.tuning.modes import fastest
 
-MODELS = ["speednet_small", "speednet", "resnet18"]
+MODELS = {
+    "speednet_small": {},
+    "speednet": {},
+    "resnet18": {},
+    "resnet34": {},
+    "resnet50": {},
+    "wideresnet": {"model.depth": 16, "model.width": 4},
+    "resnet_channels": {},
+    "efficientnet_b0": {},
+    "mobilenetv2_100": {},
+    "vgg16": {},
+    "vgg10": {},
+    "vit_tiny_patch16_224": {},
+    "swin_tiny_patch4_window7_224": {},
+    "mixture": {},
+    "lenet": {},
+    "tutorial_net": {},
+    "mlp": {},
+}
+"""The networks of the sources, at 32 pixels."""
+
+SECONDS = {"short": 3.0, "full": 20.0}
+"""How long a round of each is, about."""
+
+ROUNDS = {"short": 1, "full": 3}
+RUN_IMAGES = 50_000 * 30
+"""A run of thirty epochs decides whether compiling pays."""
 
 
-def main() -> None:
+def main(options: argparse.Namespace) -> None:
     """Measures all networks, one after the other."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("models", nargs="*", default=MODELS)
-    parser.add_argument("--images", type=int, default=2048)
-    parser.add_argument("--out", type=Path, default=RESULTS / "throughput.json")
-    options = parser.parse_args()
-    rates = {name: measure(name, options.images) for name in options.models}
+    device = torch.device(options.device)
+    peaks = {name: matrix_peak(name, device) for name in ("fp32", "bf16")}
+    print({name: f"{peak / 1e9:,.0f} GFLOP/s" for name, peak in peaks.items()})
+    networks = {}
+    for name in options.models or MODELS:
+        networks[name] = measure(name, options, device, peaks)
+        print(name, networks[name], flush=True)
     keep(
         options.out,
-        f"python benchmarks/throughput.py --images {options.images}",
-        images_per_second=rates,
+        f"python benchmarks/throughput.py --length {options.length} --device {options.device}",
+        length=options.length,
+        device=device.type,
         threads=torch.get_num_threads(),
+        batch_size=options.batch,
+        matrix_flops=peaks,
+        networks=networks,
     )
 
 
-def measure(name: str, count: int) -> dict[str, Any]:
-    """The rates of two epochs of `count` images, after one to warm up."""
-    recipe = Recipe().with_values({"model.name": name, "epochs": 3, "batch_size": 256})
-    trainer = Trainer(recipe, real_images(count, 512))
-    rates = [round(result.images_per_second, 1) for result in trainer]
-    print(name, trainer.recipe.precision, rates)
-    return {"precision": trainer.recipe.precision, "batch_size": 256, "epochs_2_and_3": rates[1:]}
+def measure(
+    name: str, options: argparse.Namespace, device: torch.device, peaks: dict[str, float]
+) -> dict[str, Any]:
+    """The rates of the trainer and of the plain loop, turn and turn about."""
+    recipe = Recipe().with_values({"model.name": name, "batch_size": options.batch, **MODELS[name]})
+    recipe = fastest(recipe, RUN_IMAGES, device=device, folder=default_root())
+    trainer = Trainer(recipe, real_images(40_000, 2), device=device)
+    batches = trainer.batches()
+    trainer.train_on(batches[:2])  # allocates, and compiles
+    seconds, rounds = SECONDS[options.length], ROUNDS[options.length]
+    steps = min(len(batches), max(1, round(seconds / timed(partial(train, trainer, batches[:1])))))
+    ours, plain = [], []
+    for _ in range(rounds):
+        used = timed(partial(train, trainer, batches[:steps]))
+        ours.append(sum(map(len, batches[:steps])) / used)
+        command = [sys.executable, __file__, "--plain", name, "--device", device.type]
+        output = subprocess.run(
+            [*command, "--length", options.length], capture_output=True, text=True, check=True
+        ).stdout
+        plain.append(float(json.loads(output)))
+    flops = 3 * network_facts(recipe.model).flops
+    return {
+        "images_per_second": round(median(ours), 1),
+        "plain_images_per_second": round(median(plain), 1),
+        "ratio": round(median(ours) / median(plain), 2),
+        "share_of_peak": round(median(ours) * flops / peaks[recipe.precision], 3),
+        "rounds": rounds,
+        "steps": steps,
+        "precision": recipe.precision,
+        "memory_format": recipe.memory_format,
+        "compile": recipe.compile,
+    }
+
+
+def train(trainer: Trainer, batches: Any) -> None:
+    """Steps of the trainer, to their end."""
+    trainer.train_on(batches)
+    if trainer.device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def timed(work: Any) -> float:
+    """Seconds of one call."""
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def matrix_peak(precision: str, device: torch.device) -> float:
+    """Operations a second of the fastest matrix product: two for each multiplication."""
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    best = 0.0
+    for size in (2048, 4096):
+        a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+
+        def multiply(a: Tensor = a, b: Tensor = b) -> None:
+            a @ b
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+
+        multiply()
+        best = max(best, 2 * size**3 / min(timed(multiply) for _ in range(5)))
+    return best
+
+
+def plain_rate(name: str, seconds: float, device: torch.device) -> float:
+    """Training images a second of the loop that people write."""
+    from PIL import Image
+    from torch.utils.data import DataLoader, Dataset
+    from torchvision import transforms
+
+    data = load_train()
+
+    class Images(Dataset[tuple[Tensor, int]]):
+        def __init__(self) -> None:
+            self.images = data.images.transpose(0, 2, 3, 1)
+            self.transform = transforms.Compose(
+                [
+                    transforms.RandomCrop(32, padding=4),
+                    transforms.RandomHorizontalFlip(),
+                    transforms.ToTensor(),
+                    transforms.Normalize((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+                ]
+            )
+
+        def __len__(self) -> int:
+            return len(self.images)
+
+        def __getitem__(self, index: int) -> tuple[Tensor, int]:
+            image = Image.fromarray(self.images[index])
+            return self.transform(image), int(data.labels[index])
+
+    loader = DataLoader(Images(), batch_size=128, shuffle=True, num_workers=2)
+    network = build_model(Recipe().with_values({"model.name": name, **MODELS[name]}).model)
+    network = network.to(device).train()
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
+    criterion = nn.CrossEntropyLoss()
+    loss_sum, correct, seen, start = 0.0, 0, 0, 0.0
+    for step, (images, labels) in enumerate(loader):
+        if step == 2:  # the first two start the workers, and allocate
+            seen, start = 0, time.perf_counter()
+        images, labels = images.to(device), labels.to(device)
+        optimizer.zero_grad()
+        logits = network(images)
+        loss = criterion(logits, labels)
+        loss.backward()
+        optimizer.step()
+        loss_sum += loss.item()
+        correct += logits.argmax(1).eq(labels).sum().item()
+        seen += len(images)
+        if step > 2 and time.perf_counter() - start > seconds:
+            break
+    return seen / (time.perf_counter() - start)
+
+
+def arguments() -> argparse.Namespace:
+    """What the command line says."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("models", nargs="*", metavar="MODEL")
+    parser.add_argument("--length", choices=SECONDS, default="full")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default=choose_device().type)
+    parser.add_argument("--batch", type=int, default=512)
+    parser.add_argument("--out", type=Path, default=RESULTS / "throughput.json")
+    parser.add_argument("--plain", metavar="MODEL", help=argparse.SUPPRESS)
+    return parser.parse_args()
 
 
 if __name__ == "__main__":
-    run_keeping_memory(main)
+    options = arguments()
+    if options.plain:
+        length = SECONDS[options.length]
+        print(json.dumps(plain_rate(options.plain, length, torch.device(options.device))))
+    else:
+        run_keeping_memory(partial(main, options))

@@ -304,10 +304,11 @@ class Recipe(Section):
         "image and its mirror image; six_views those of both, by half, and of both shifted by a "
         "pixel to either corner. Accuracy per epoch is always measured without.",
     )
-    precision: Literal["auto", "fp32", "bf16"] = Field(
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto",
-        description="Arithmetic of the network: float32, or bfloat16 where that is safe. auto "
-        "takes the fastest, as measured for the network on the machine.",
+        description="Arithmetic of the network: float32, or bfloat16 or float16 where that is safe "
+        "(float16 with losses scaled up). auto takes the fastest, as measured for the network on "
+        "the machine, and float16 on GPUs without bfloat16 alone.",
     )
     memory_format: Literal["auto", "channels_last", "contiguous"] = Field(
         "auto",
@@ -318,6 +319,14 @@ class Recipe(Section):
         "auto",
         description="Whether the training step is compiled (torch.compile). auto does where it "
         "saves more time in the run than it takes, as measured; shorter runs do not try.",
+    )
+    micro_batch: int = Field(
+        0,
+        ge=0,
+        le=50_000,
+        description="Images at a time within a step, whose gradients are added up: less memory for "
+        "the same step, but that batch norms see, and hard_examples chooses among, so many. "
+        "0 is all of them, or as large a part as fits a GPU's memory.",
     )
     seed: int = Field(0, ge=0, lt=2**63, description="Seed of every random draw of the run.")
 

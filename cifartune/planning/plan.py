@@ -269,6 +269,7 @@ _KIND = (
     "precision",
     "memory_format",
     "compile",
+    "micro_batch",
 )
 """The fields that decide what an image costs."""
 

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -12,6 +13,7 @@ from torch.nn import functional as F
 from cifartune.config.recipe import Recipe
 from cifartune.files import write_atomically
 from cifartune.models import build_model
+from cifartune.training.device import autocast
 from cifartune.training.images import Normalization, resize
 
 EVAL_PIXELS = 1000 * 32 * 32
@@ -91,14 +93,14 @@ def predict(model: "Classifier | Ensemble", images: Tensor, *, precision: str = 
     Args:
         model: A `Classifier` or an `Ensemble`; images are moved to its device.
         images: On any device.
-        precision: `fp32` or `bf16`, the arithmetic of the networks.
+        precision: `fp32`, `bf16` or `fp16`, the arithmetic of the networks.
 
     Returns:
         What `model` returns, float32 (N, 10), on its device.
     """
     device = next(model.parameters()).device
     model.eval()
-    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
+    with autocast(device, precision):
         batches = images.split(eval_batch(model.recipe))
         return torch.cat([model(batch.to(device)) for batch in batches])
 
@@ -112,25 +114,29 @@ def save_classifier(classifier: Classifier, path: Path, *, epochs: int | None = 
         epochs: How many it was trained for, if the file is to say.
     """
     tensors = {name: tensor.contiguous() for name, tensor in classifier.state_dict().items()}
-    metadata = {"recipe": classifier.recipe.model_dump_json()}
-    if epochs is not None:
-        metadata["epochs"] = str(epochs)
-    write_atomically(path, save(tensors, metadata))
+    about = {"recipe": classifier.recipe.model_dump(), "epochs": epochs}
+    # Under one key: safetensors writes several in an order of chance.
+    write_atomically(path, save(tensors, {"run": json.dumps(about)}))
 
 
 def trained_epochs(path: Path) -> int:
     """How many epochs a file that `save_classifier` wrote with that number was trained for."""
-    with safe_open(path, framework="pt") as file:
-        return int(file.metadata()["epochs"])
+    return int(_about(path)["epochs"])
 
 
 def load_classifier(path: Path) -> Classifier:
     """Reads what `save_classifier` wrote, on the CPU, in evaluation mode."""
-    with safe_open(path, framework="pt") as file:
-        recipe = Recipe.model_validate(json.loads(file.metadata()["recipe"]))
+    recipe = Recipe.model_validate(_about(path)["recipe"])
     statistics = Normalization(torch.zeros(1, 3, 1, 1), torch.ones(1, 3, 1, 1))
     with torch.random.fork_rng(devices=[]):  # the weights drawn here are overwritten at once
         untrained = recipe.model.model_copy(update={"weights": "none"})
         classifier = Classifier(build_model(untrained), recipe, statistics)
     load_model(classifier, path)
     return classifier.to(memory_format=torch.channels_last).eval()
+
+
+def _about(path: Path) -> dict[str, Any]:
+    """What a file of weights says about the run that they come from."""
+    with safe_open(path, framework="pt") as file:
+        about: dict[str, Any] = json.loads(file.metadata()["run"])
+    return about

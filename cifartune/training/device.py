@@ -3,6 +3,7 @@
 import resource
 import sys
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 
@@ -14,8 +15,10 @@ def choose_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-AUTOMATIC = ("precision", "memory_format", "compile")
-"""The recipe's fields that say how a network is computed, and may be `auto`."""
+AUTOMATIC = ("precision", "memory_format", "compile", "micro_batch")
+"""The recipe's fields that say how a network is computed, and may be left open: `auto`, or 0."""
+
+HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 MEMORY_FORMATS = {
     "channels_last": torch.channels_last,
@@ -30,21 +33,31 @@ def resolve(recipe: Recipe, device: torch.device) -> Recipe:
     return settle(recipe, usual)
 
 
-def settle(recipe: Recipe, values: Mapping[str, str]) -> Recipe:
-    """`recipe` with those of `values` that it leaves to `auto`."""
-    left = {name: value for name, value in values.items() if getattr(recipe, name) == "auto"}
+def settle(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
+    """`recipe` with those of `values` that it leaves open."""
+    left = {name: value for name, value in values.items() if getattr(recipe, name) in ("auto", 0)}
     return recipe.with_values(left) if left else recipe
 
 
-def choose_precision(wanted: str, device: torch.device) -> str:
-    """`fp32` or `bf16`: `wanted`, or for `auto` bf16 where the device computes it natively.
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """Has networks computed in `precision`, where that is safe."""
+    dtype = HALF.get(precision)
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
 
-    On a CPU without AVX-512 or AMX bf16, emulated bf16 would be slower than fp32.
+
+def choose_precision(wanted: str, device: torch.device) -> str:
+    """`wanted`, or for `auto` bf16 where the device computes it natively.
+
+    A GPU without, but with fp16, has that; on a CPU without AVX-512 or AMX bf16, emulated bf16
+    would be slower than fp32.
     """
     if wanted != "auto":
         return wanted
     if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return "bf16"
+        has_fp16 = torch.cuda.get_device_capability(device) >= (7, 0)  # with tensor cores
+        return "fp16" if has_fp16 else "fp32"
     return "bf16" if _cpu_has_bf16() else "fp32"
 
 

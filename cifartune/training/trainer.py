@@ -4,13 +4,13 @@ import copy
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import asdict
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
+from torch.amp import GradScaler
 from torch.nn import functional as F
 
 from cifartune.config.effects import augments
@@ -18,21 +18,13 @@ from cifartune.config.recipe import Recipe
 from cifartune.models import build_model
 from cifartune.models.freezing import set_training
 from cifartune.models.speednet import SpeedNet
-from cifartune.seeds import derive_seed
-from cifartune.training.augment import (
-    alternates,
-    apply_policy,
-    crop_and_flip,
-    cutout_,
-    distort,
-    mix,
-)
 from cifartune.training.averaging import WeightAverage
 from cifartune.training.classifier import Classifier, eval_batch, predict
 from cifartune.training.cut import Tail
-from cifartune.training.device import MEMORY_FORMATS, choose_device, resolve
+from cifartune.training.device import MEMORY_FORMATS, autocast, choose_device, resolve
 from cifartune.training.failures import NonFiniteLoss
 from cifartune.training.features import FrozenFeatures
+from cifartune.training.feed import Feed, shrink
 from cifartune.training.history import EpochResult, has_ended, kept_epoch, plateaus
 from cifartune.training.images import Normalization, SplitImages
 from cifartune.training.optim import build_optimizer, lr_factor
@@ -96,18 +88,22 @@ class Trainer:
         self.recipe = recipe = resolve(recipe, self.device)
         self.split = split.to(self.device)
         self.history: list[EpochResult] = []
-        self._generator = Generator(self.device).manual_seed(recipe.seed)
         with own_random_state(self.device):
             torch.manual_seed(recipe.seed)
             self.network = build_model(recipe.model)
             self._random_state = get_random_state(self.device)
         normalization = Normalization.make(recipe.data.normalize, self.split)
         self.classifier = Classifier(self.network, recipe, normalization)
+        self.feed = Feed(recipe, self.split, self.classifier.prepare)
         if isinstance(self.network, SpeedNet) and self.network.whitens:
-            self.network.init_from_images(self._inputs(self.split.train[:WHITENING_IMAGES]).cpu())
+            self.network.init_from_images(
+                self.feed.inputs(self.split.train[:WHITENING_IMAGES]).cpu()
+            )
         self.network.to(self.device).to(memory_format=MEMORY_FORMATS[recipe.memory_format])
         self.optimizer = build_optimizer(self.network, recipe.optimizer)
         self._peak_lrs = [group["lr"] for group in self.optimizer.param_groups]
+        # In fp16 small gradients would vanish; in other precisions this does nothing.
+        self._scaler = GradScaler(self.device.type, enabled=recipe.precision == "fp16")
         self._average: WeightAverage | None = None
         if recipe.optimizer.ema_decay:
             self._average = WeightAverage(self.network, recipe.optimizer.ema_decay)
@@ -174,7 +170,8 @@ class Trainer:
                 "average": self._average.network.state_dict() if self._average else {},
                 "best": self._best,
                 "optimizer": self.optimizer.state_dict(),
-                "generator": self._generator.get_state(),
+                "scaler": self._scaler.state_dict(),
+                "generator": self.feed.generator.get_state(),
                 "random_state": self._random_state,
             }
         )
@@ -193,7 +190,9 @@ class Trainer:
             self._average.network.load_state_dict(state["average"])
         self._best = state["best"]
         self.optimizer.load_state_dict(state["optimizer"])
-        self._generator.set_state(state["generator"].cpu())
+        if state["scaler"]:
+            self._scaler.load_state_dict(state["scaler"])
+        self.feed.generator.set_state(state["generator"].cpu())
         self._random_state = [part.cpu() for part in state["random_state"]]
         if self._features:
             self._features.forget()
@@ -207,9 +206,7 @@ class Trainer:
 
     def batches(self) -> Sequence[Tensor]:
         """The training images in a new order: int64 indices, a batch for each step of an epoch."""
-        count = len(self.split.train)
-        order = torch.randperm(count, generator=self._generator, device=self.device)
-        batches: Sequence[Tensor] = self.split.train[order].split(self.recipe.batch_size)
+        batches: Sequence[Tensor] = self.feed.order().split(self.recipe.batch_size)
         return batches[: self.steps_per_epoch]
 
     def train_on(self, batches: Sequence[Tensor]) -> tuple[float, float]:
@@ -244,8 +241,10 @@ class Trainer:
     def apply_gradients(self, step: int) -> None:
         """Moves the weights along the gradients that they hold, in `step` of the run."""
         if clip_norm := self.recipe.optimizer.clip_norm:
+            self._scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.network.parameters(), clip_norm)
-        self.optimizer.step()
+        self._scaler.step(self.optimizer)
+        self._scaler.update()
         if self._average:
             self._average.update(step + 1)
 
@@ -288,7 +287,7 @@ class Trainer:
         for step, indices in enumerate(batches, start=self.epoch * self.steps_per_epoch):
             self.set_lr(step)
             x, targets = self._augmented(indices)
-            x = self._shrunk(x, step)
+            x = shrink(x, self.small_side(step))
             self.optimizer.zero_grad(set_to_none=True)
             logits, losses = self._backward(x, targets)
             if rho := self.recipe.optimizer.sam_rho:
@@ -305,14 +304,21 @@ class Trainer:
 
     def _backward(self, x: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:
         """Adds the gradients of a batch; returns its logits and the loss of each image."""
-        logits = self._forward(self._compiled_for(x) or self._trained, x)
-        losses = targets.losses(logits, self.recipe.label_smoothing)
-        hardest(losses, self.recipe.hard_examples).mean().backward()
-        return logits.detach(), losses.detach()
+        size = self.recipe.micro_batch or len(x)
+        logits, losses = [], []
+        for part, aim in zip(x.split(size), targets.split(size), strict=True):
+            out = self._forward(self._compiled_for(part) or self._trained, part)
+            loss = aim.losses(out, self.recipe.label_smoothing)
+            mean = hardest(loss, self.recipe.hard_examples).mean()
+            self._scaler.scale(mean * (len(part) / len(x))).backward()
+            logits.append(out.detach())
+            losses.append(loss.detach())
+        return torch.cat(logits), torch.cat(losses)
 
     def _compiled_for(self, x: Tensor) -> Callable[[Tensor], Tensor] | None:
         """For the last batch of an epoch, which may be smaller, compiling anew does not pay."""
-        return self._compiled if len(x) == self.recipe.batch_size * (1 + self._copies) else None
+        usual = self.recipe.micro_batch or self.recipe.batch_size * (1 + self.recipe.augment.copies)
+        return self._compiled if len(x) == usual else None
 
     @torch.inference_mode()
     def evaluate(self, images: Tensor) -> tuple[float, float]:
@@ -338,64 +344,30 @@ class Trainer:
             return None
         images = torch.cat([self.split.train, self.split.validation])
         with self._autocast():
-            return FrozenFeatures.make(self.network, self._inputs(images[:4]), images.unique())
-
-    def _inputs(self, indices: Tensor) -> Tensor:
-        return self.classifier.prepare(self.split.images[indices])
+            return FrozenFeatures.make(self.network, self.feed.inputs(images[:4]), images.unique())
 
     def _fixed_inputs(self, indices: Tensor) -> Tensor:
         """What the network gets of images that nothing changes, or what its trained part gets."""
         if self._features is None:
-            return self._inputs(indices)
+            return self.feed.inputs(indices)
         with self._autocast():
-            return self._features.features(indices, self._inputs)
-
-    @property
-    def _copies(self) -> int:
-        return self.recipe.augment.copies
+            return self._features.features(indices, self.feed.inputs)
 
     def _augmented(self, indices: Tensor) -> tuple[Tensor, Targets]:
-        """The network's input and what to learn from it; originals come before their copies."""
-        recipe, generator = self.recipe.augment, self._generator
+        """The network's input, or what its trained part gets, and what to learn from it."""
         if self._features:
             return self._fixed_inputs(indices), Targets(self.split.labels[indices])
-        changed = indices.repeat(self._copies) if self._copies else indices
-        mirrored = None
-        if recipe.flip_mode == "alternate":
-            mirrored = alternates(self._coins[changed], recipe, self.epoch)
-        images = crop_and_flip(self.split.images[changed], recipe, generator, mirrored)
-        images = apply_policy(images, recipe, generator)
-        images = distort(images, recipe, generator)
-        images, targets = mix(images, self.split.labels[changed], recipe, generator)
-        x = cutout_(self.classifier.prepare(images), recipe, generator)
-        if self._copies:
-            targets = targets.after(self.split.labels[indices])
-            x = torch.cat([self._inputs(indices), x])
-        return x, targets
-
-    @cached_property
-    def _coins(self) -> Tensor:
-        """One for each image, the same in all epochs, and no state: drawn from the seed alone."""
-        generator = Generator(self.device).manual_seed(derive_seed(self.recipe.seed, "flip"))
-        return torch.rand(len(self.split.images), generator=generator, device=self.device)
+        return self.feed.augmented(indices, self.epoch)
 
     def small_side(self, step: int) -> int:
         """The side in pixels to which images are shrunk in `step` of the run; 0: they are not."""
         data = self.recipe.data
         return data.small_side if step < data.small_share * self.total_steps else 0
 
-    def _shrunk(self, x: Tensor, step: int) -> Tensor:
-        side = self.small_side(step)
-        if not 0 < side < x.shape[-1]:
-            return x
-        return F.interpolate(x, size=(side, side), mode="bilinear", antialias=True)
-
     def _forward(self, network: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         with self._autocast():
             logits: Tensor = network(x)
         return logits.float()
 
-    def _autocast(self) -> AbstractContextManager[None]:
-        return torch.autocast(
-            self.device.type, dtype=torch.bfloat16, enabled=self.recipe.precision == "bf16"
-        )
+    def _autocast(self) -> torch.autocast:
+        return autocast(self.device, self.recipe.precision)

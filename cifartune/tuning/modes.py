@@ -21,7 +21,7 @@ from cifartune.files import write_atomically
 from cifartune.models import build_model
 from cifartune.models.freezing import set_training
 from cifartune.report.machine import processor
-from cifartune.training.device import MEMORY_FORMATS, choose_precision, settle
+from cifartune.training.device import MEMORY_FORMATS, autocast, choose_precision, settle
 from cifartune.training.random_state import own_random_state
 
 FOLDER = "modes"
@@ -31,6 +31,9 @@ CPU_BATCH = 32
 
 ROUNDS = 3
 """How often a mode that may be the fastest is timed; the best time counts."""
+
+SMALLEST = 16
+"""Images that a step is not divided any further than."""
 
 HOPELESS = 1.5
 """A mode that takes so many times the best one's time is not timed again."""
@@ -72,8 +75,9 @@ def fastest(recipe: Recipe, images: int, *, device: torch.device, folder: Path) 
     """`recipe` with the fastest way to compute its network where it says `auto`.
 
     Precision and memory format are those of the highest rate. The step is compiled where that
-    saves more time than it takes. What was measured is kept by network, device, threads and
-    version of torch, so that all runs of a search are computed alike.
+    saves more time than it takes. Where a GPU's memory does not hold a step, it is made of parts,
+    half, a quarter and so on of the batch. What was measured is kept by network, device, threads
+    and version of torch, so that all runs of a search are computed alike.
 
     Args:
         recipe: What will be trained.
@@ -86,6 +90,9 @@ def fastest(recipe: Recipe, images: int, *, device: torch.device, folder: Path) 
         return settle(recipe, asdict(modes[0]))
     speeds = _speeds(recipe, modes, device, folder / FOLDER)
     speed, best = max(zip(speeds, modes, strict=True), key=lambda pair: pair[0].rate)
+    if not speed.rate and _batch(recipe, device) > SMALLEST:  # it does not fit the memory
+        half = recipe.with_values({"micro_batch": _batch(recipe, device) // 2})
+        return fastest(half, images, device=device, folder=folder)
     usual = speed.seconds(images)
     if recipe.compile == "auto" and usual >= WORTH_TRYING[device.type]:
         compiled = Mode(best.precision, best.memory_format, "always")
@@ -160,7 +167,7 @@ def _memory_formats(recipe: Recipe) -> list[str]:
 
 
 def _batch(recipe: Recipe, device: torch.device) -> int:
-    return CPU_BATCH if device.type == "cpu" else recipe.batch_size
+    return CPU_BATCH if device.type == "cpu" else recipe.micro_batch or recipe.batch_size
 
 
 def _step(recipe: Recipe, mode: Mode, device: torch.device) -> Callable[[], None]:
@@ -180,7 +187,7 @@ def _step(recipe: Recipe, mode: Mode, device: torch.device) -> Callable[[], None
 
     def step() -> None:
         network.zero_grad(set_to_none=True)
-        with torch.autocast(device.type, torch.bfloat16, enabled=mode.precision == "bf16"):
+        with autocast(device, mode.precision):
             logits = call(x)
         F.cross_entropy(logits.float(), labels).backward()
 

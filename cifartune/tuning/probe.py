@@ -46,6 +46,8 @@ def run_probe(probe: Probe, *, device: torch.device) -> Probed:
 
 def _measure(recipe: Recipe, split: SplitImages, probe: Probe, device: torch.device) -> Cost:
     images = recipe.last_epoch * len(split.train)
+    if recipe.compile == "auto":  # a minute or two to try: that is left to the first run
+        recipe = recipe.with_values({"compile": "never"})
     recipe = fastest(recipe, images, device=device, folder=probe.data_root)
     start = time.perf_counter()
     trainer = Trainer(recipe, split, device=device)

@@ -99,7 +99,8 @@ def error(text: str) -> str:
         ),
         (
             "parameters: {tta: {values: [no, flip]}}",
-            "parameters.tta.values.0: must be none, flip or six_views, got 'no'; did you mean none?",
+            "parameters.tta.values.0: must be none, flip or six_views, got 'no'; "
+            "did you mean none?",
         ),
         (
             "parameters: {model.dropout: {values: []}}",
@@ -179,7 +180,8 @@ def test_every_mistake_of_every_kind_is_told_and_none_that_follows_from_another(
         "9: parameters.model: is a section of the recipe: write its fields as model.dropout: ...",
         "10: parameters.optimizer.lrr: unknown key; did you mean optimizer.lr?",
         "11: parameters.optimizer.weight_decay: must have a step, or values, for the sampler grid",
-        "12: parameters.tta.values.2: must be none, flip or six_views, got 'flap'; did you mean flip?",
+        "12: parameters.tta.values.2: must be none, flip or six_views, got 'flap'; "
+        "did you mean flip?",
         "13: parameters.epochs.max: is required",
         "14: parameters.augment.crop.when.augment.flop: unknown key; did you mean augment.flip?",
         "15: parameters.augment.flip: min must be less than max, got 0.2 and 0.1",

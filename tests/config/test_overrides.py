@@ -178,7 +178,8 @@ def test_a_value_has_no_keys(path: Path) -> None:
 def test_the_other_mistakes_of_the_file_keep_their_lines(path: Path) -> None:
     path.write_text(FILE.replace("epochs: 30", "epochs: 0").replace("num_samples", "num_sample"))
     assert told(path, "base.tta=flop", "refit.fold=3") == [
-        "--set base.tta=flop: base.tta: must be none, flip or six_views, got 'flop'; did you mean flip?",
+        "--set base.tta=flop: base.tta: must be none, flip or six_views, got 'flop'; "
+        "did you mean flip?",
         "--set refit.fold=3: refit.fold: unknown key; did you mean folds?",
         "f.yaml:4: base.epochs: must be at least 1, got 0",
         "f.yaml:9: search.num_sample: unknown key; did you mean num_samples?",

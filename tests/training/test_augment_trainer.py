@@ -40,7 +40,7 @@ class Plain(Targets):
 
 def plainly(trainer: Trainer, indices: Tensor) -> tuple[Tensor, Targets]:
     """Crop, flip and cutout alone, without a trace of any other operation."""
-    recipe, generator = trainer.recipe.augment, trainer._generator
+    recipe, generator = trainer.recipe.augment, trainer.feed.generator
     images = crop_and_flip(trainer.split.images[indices], recipe, generator)
     x = cutout_(trainer.classifier.prepare(images), recipe, generator)
     return x, Plain(trainer.split.labels[indices])

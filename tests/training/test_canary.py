@@ -12,7 +12,7 @@ from cifartune.config import Recipe, SearchSpace
 from cifartune.config.effects import FIXED, UNSEARCHED
 from cifartune.config.recipe import Section, recipe_fields
 from cifartune.models import build as models_build
-from cifartune.training import NonFiniteLoss, SplitImages, canary, classifier, device, optim
+from cifartune.training import NonFiniteLoss, SplitImages, canary, classifier, device, feed, optim
 from cifartune.training import trainer as training
 from cifartune.training.augment import crop_and_flip, cutout_
 from cifartune.training.canary import fingerprint, idle_parameters
@@ -106,6 +106,7 @@ SEARCHED: dict[str, dict[str, Any]] = {
     "hard_examples": {"values": [1.0, 0.5]},
     "tta": {"values": ["none", "flip"]},
     "precision": {"values": ["fp32", "bf16"]},
+    "micro_batch": {"values": [0, 16]},
 }
 """Two values of every recipe field, the first that of the baseline."""
 
@@ -185,45 +186,45 @@ CUTS: dict[str, Cut] = {
         Trainer, "small_side", lambda _: lambda t, step: 14 * (step < t.total_steps / 2)
     ),
     "augment.strength": reset(
-        training, "crop_and_flip", "apply_policy", "distort", "mix", "cutout_", strength=1.0
+        feed, "crop_and_flip", "apply_policy", "distort", "mix", "cutout_", strength=1.0
     ),
-    "augment.crop": reset(training, "crop_and_flip", crop=4),
-    "augment.flip": reset(training, "crop_and_flip", flip=0.5),
+    "augment.crop": reset(feed, "crop_and_flip", crop=4),
+    "augment.flip": reset(feed, "crop_and_flip", flip=0.5),
     "augment.flip_mode": replace(
-        training, "crop_and_flip", lambda f: lambda i, r, g, mirrored=None: f(i, r, g)
+        feed, "crop_and_flip", lambda f: lambda i, r, g, mirrored=None: f(i, r, g)
     ),
-    "augment.cutout": reset(training, "cutout_", cutout=8),
-    "augment.copies": replace(Trainer, "_copies", lambda _: property(lambda t: 1)),
-    "augment.padding": reset(training, "crop_and_flip", "apply_policy", "distort", padding="zero"),
-    "augment.policy": reset(training, "apply_policy", policy="randaugment"),
-    "augment.policy_probability": reset(training, "apply_policy", policy_probability=1.0),
-    "augment.randaugment_ops": reset(training, "apply_policy", randaugment_ops=2),
-    "augment.randaugment_magnitude": reset(training, "apply_policy", randaugment_magnitude=9),
-    "augment.group_probability": reset(training, "distort", group_probability=0.9),
-    "augment.jitter_probability": reset(training, "distort", jitter_probability=0.9),
-    "augment.brightness": reset(training, "distort", brightness=0.4),
-    "augment.contrast": reset(training, "distort", contrast=0.4),
-    "augment.saturation": reset(training, "distort", saturation=0.4),
-    "augment.hue": reset(training, "distort", hue=0.1),
-    "augment.rotation": reset(training, "distort", rotation=30.0),
-    "augment.rotation_probability": reset(training, "distort", rotation_probability=0.9),
-    "augment.translate_x": reset(training, "distort", translate_x=0.1),
-    "augment.translate_y": reset(training, "distort", translate_y=0.1),
-    "augment.scale_from": reset(training, "distort", scale_from=0.8),
-    "augment.scale_to": reset(training, "distort", scale_to=1.2),
-    "augment.shear": reset(training, "distort", shear=10.0),
-    "augment.affine_probability": reset(training, "distort", affine_probability=0.9),
-    "augment.perspective": reset(training, "distort", perspective=0.3),
-    "augment.perspective_probability": reset(training, "distort", perspective_probability=0.9),
-    "augment.elastic": reset(training, "distort", elastic=50.0),
-    "augment.elastic_probability": reset(training, "distort", elastic_probability=0.9),
-    "augment.solarize": reset(training, "distort", solarize=64),
-    "augment.solarize_probability": reset(training, "distort", solarize_probability=0.9),
-    "augment.invert": reset(training, "distort", invert=0.5),
-    "augment.mixup": reset(training, "mix", mixup=0.5),
-    "augment.mixup_alpha": reset(training, "mix", mixup_alpha=1.0),
-    "augment.cutmix": reset(training, "mix", cutmix=0.5),
-    "augment.cutmix_alpha": reset(training, "mix", cutmix_alpha=1.0),
+    "augment.cutout": reset(feed, "cutout_", cutout=8),
+    "augment.copies": replace(feed.Feed, "_copies", lambda _: property(lambda t: 1)),
+    "augment.padding": reset(feed, "crop_and_flip", "apply_policy", "distort", padding="zero"),
+    "augment.policy": reset(feed, "apply_policy", policy="randaugment"),
+    "augment.policy_probability": reset(feed, "apply_policy", policy_probability=1.0),
+    "augment.randaugment_ops": reset(feed, "apply_policy", randaugment_ops=2),
+    "augment.randaugment_magnitude": reset(feed, "apply_policy", randaugment_magnitude=9),
+    "augment.group_probability": reset(feed, "distort", group_probability=0.9),
+    "augment.jitter_probability": reset(feed, "distort", jitter_probability=0.9),
+    "augment.brightness": reset(feed, "distort", brightness=0.4),
+    "augment.contrast": reset(feed, "distort", contrast=0.4),
+    "augment.saturation": reset(feed, "distort", saturation=0.4),
+    "augment.hue": reset(feed, "distort", hue=0.1),
+    "augment.rotation": reset(feed, "distort", rotation=30.0),
+    "augment.rotation_probability": reset(feed, "distort", rotation_probability=0.9),
+    "augment.translate_x": reset(feed, "distort", translate_x=0.1),
+    "augment.translate_y": reset(feed, "distort", translate_y=0.1),
+    "augment.scale_from": reset(feed, "distort", scale_from=0.8),
+    "augment.scale_to": reset(feed, "distort", scale_to=1.2),
+    "augment.shear": reset(feed, "distort", shear=10.0),
+    "augment.affine_probability": reset(feed, "distort", affine_probability=0.9),
+    "augment.perspective": reset(feed, "distort", perspective=0.3),
+    "augment.perspective_probability": reset(feed, "distort", perspective_probability=0.9),
+    "augment.elastic": reset(feed, "distort", elastic=50.0),
+    "augment.elastic_probability": reset(feed, "distort", elastic_probability=0.9),
+    "augment.solarize": reset(feed, "distort", solarize=64),
+    "augment.solarize_probability": reset(feed, "distort", solarize_probability=0.9),
+    "augment.invert": reset(feed, "distort", invert=0.5),
+    "augment.mixup": reset(feed, "mix", mixup=0.5),
+    "augment.mixup_alpha": reset(feed, "mix", mixup_alpha=1.0),
+    "augment.cutmix": reset(feed, "mix", cutmix=0.5),
+    "augment.cutmix_alpha": reset(feed, "mix", cutmix_alpha=1.0),
     "optimizer.name": reset(training, "build_optimizer", name="sgd"),
     "optimizer.lr": reset(training, "build_optimizer", lr=0.1),
     "optimizer.momentum": reset(training, "build_optimizer", momentum=0.9),
@@ -252,6 +253,9 @@ CUTS: dict[str, Cut] = {
     ),
     "tta": replace(
         Classifier, "forward", lambda _: lambda self, images: self.network(self.prepare(images))
+    ),
+    "micro_batch": replace(
+        training, "resolve", lambda f: lambda r, d: f(r.with_values({"micro_batch": 0}), d)
     ),
     "precision": replace(
         training,
@@ -333,7 +337,7 @@ def test_random_numbers_drawn_in_vain_are_no_effect(
     function: str,
     stub: Callable[..., Tensor],
 ) -> None:
-    monkeypatch.setattr(training, function, stub)
+    monkeypatch.setattr(feed, function, stub)
     searched = space(base, {key: SEARCHED[key] for key in (name, "tta")})
     assert idle_parameters(searched, split).keys() == {name}
 

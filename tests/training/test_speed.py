@@ -38,13 +38,13 @@ def test_two_epochs_show_each_image_and_its_mirror_image(
     seen = []
     for _ in trainer:
         seen.append(trainer._augmented(split.train)[0])
-    plain = trainer._inputs(split.train)
+    plain = trainer.feed.inputs(split.train)
     torch.testing.assert_close(seen[0], seen[1].flip(3))
     assert torch.equal(seen[0], seen[2])
     mirrored = (seen[0] != plain).any(1).any(1).any(1)
     assert 100 < mirrored.sum() < 200  # of 300
     other = Trainer(recipe.with_values(values | {"seed": 1}), split, device=CPU)
-    assert not torch.equal(other._coins, trainer._coins)
+    assert not torch.equal(other.feed._coins, trainer.feed._coins)
 
 
 def test_six_views_are_weighed(recipe: Recipe, split: SplitImages) -> None:

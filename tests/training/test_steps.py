@@ -126,7 +126,9 @@ def test_the_hardest_images_alone_give_the_gradient(recipe: Recipe, split: Split
     trainer = trainer_of(recipe, split, hard_examples=0.25)
     images = split.train[:64]
     twin = copy.deepcopy(trainer.network).train()
-    losses = F.cross_entropy(twin(trainer._inputs(images)), split.labels[images], reduction="none")
+    losses = F.cross_entropy(
+        twin(trainer.feed.inputs(images)), split.labels[images], reduction="none"
+    )
     losses.topk(16).values.mean().backward()
     gradient = torch.cat([w.grad.flatten() for w in twin.parameters() if w.grad is not None])
     torch.testing.assert_close(step_of(trainer), gradient, rtol=1e-3, atol=1e-5)
@@ -178,3 +180,43 @@ def test_the_epochs_before_a_restart(
 ) -> None:
     recipe = Recipe.model_validate({"schedule": schedule, "epochs": epochs})
     assert restart_epochs(recipe) == expected
+
+
+NO_NORMS = {"model.name": "tutorial_net", "model.resolution": 32}
+
+
+@pytest.mark.parametrize("mixed", [0.0, 0.5])
+def test_a_step_in_parts_is_the_same_step(recipe: Recipe, split: SplitImages, mixed: float) -> None:
+    values = NO_NORMS | {"augment.strength": 1.0, "augment.mixup": mixed, "optimizer.lr": 0.01}
+    whole = trainer_of(recipe, split, **values)
+    parts = trainer_of(recipe, split, **values, micro_batch=24)  # 24, 24 and 16 of 64
+    torch.testing.assert_close(step_of(parts), step_of(whole), rtol=1e-4, atol=1e-7)
+    (loss, accuracy), other = (t.train_on([split.train[:64]]) for t in (whole, parts))
+    assert loss == pytest.approx(other[0], rel=1e-5) and accuracy == other[1]
+
+
+def test_norms_see_only_a_part(recipe: Recipe, split: SplitImages) -> None:
+    whole, parts = trainer_of(recipe, split), trainer_of(recipe, split, micro_batch=16)
+    assert not torch.allclose(step_of(parts), step_of(whole), rtol=1e-2)
+
+
+@pytest.mark.parametrize("extra", [{}, {"optimizer.clip_norm": 0.5}, {"optimizer.sam_rho": 0.05}])
+def test_half_precision_takes_nearly_the_same_step(
+    recipe: Recipe, split: SplitImages, extra: dict[str, float]
+) -> None:
+    values = NO_NORMS | {"optimizer.lr": 0.1} | extra
+    whole = step_of(trainer_of(recipe, split, **values))
+    half = step_of(trainer_of(recipe, split, **values, precision="fp16"))
+    assert float((half - whole).norm() / whole.norm()) < 0.03
+
+
+def test_half_precision_leaves_out_a_step_that_overflows(
+    recipe: Recipe, split: SplitImages
+) -> None:
+    trainer = trainer_of(recipe, split, precision="fp16")
+    trainer._scaler = torch.amp.GradScaler("cpu", init_scale=2.0**120)
+    assert not step_of(trainer).any()
+    assert trainer._scaler.get_scale() == 2.0**119
+    going_on = trainer_of(recipe, split, precision="fp16")
+    going_on.load_state_dict(trainer.state_dict())
+    assert going_on._scaler.get_scale() == 2.0**119

@@ -58,6 +58,14 @@ VARIANTS = [
     {"optimizer.name": "adamw", "optimizer.lr": 0.01, "schedule.name": "cosine"},
     {"optimizer.name": "muon", "optimizer.lr": 0.01, "precision": "bf16", "model.dropout": 0.1},
     {"model.name": "resnet18", "model.dropout": 0.3, "batch_size": 8},
+    {
+        "augment.flip_mode": "alternate",
+        "data.small_side": 12,
+        "model.norm_momentum": 0.4,
+        "optimizer.bias_lr_scale": 8.0,
+        "precision": "fp16",
+        "micro_batch": 24,
+    },
 ]
 
 

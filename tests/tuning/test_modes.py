@@ -20,6 +20,7 @@ class Machine:
         self.rates = rates
         self.compiled = Speed(0.0, 0.0)
         self.asked: list[Mode] = []
+        self.fits = 10**9
         monkeypatch.setattr(modes, "measure", self._measure)
         monkeypatch.setattr(modes, "choose_precision", lambda wanted, device: self._native(wanted))
 
@@ -31,6 +32,8 @@ class Machine:
         self, recipe: Recipe, asked: Sequence[Mode], device: torch.device
     ) -> Sequence[Speed]:
         self.asked += asked
+        if modes._batch(recipe, device) > self.fits:
+            return [Speed(0.0, 0.0)] * len(asked)
         return [
             self.compiled
             if mode.compile == "always"
@@ -138,3 +141,17 @@ def test_a_mode_that_fails_has_no_rate(recipe: Recipe, monkeypatch: pytest.Monke
     failed, worked = measure(recipe, asked, CPU)
     assert failed == Speed(0.0, 0.0) and worked.rate > 0
     assert failed.seconds(1) == float("inf")
+
+
+def test_a_step_that_does_not_fit_is_made_of_parts(
+    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a small GPU")
+    monkeypatch.setattr(machine, "fits", 130)
+    gpu = torch.device("cuda")
+    recipe = fastest(Recipe(), 1000, device=gpu, folder=tmp_path)
+    assert (recipe.batch_size, recipe.micro_batch) == (512, 128)
+    assert computed(recipe) == ("bf16", "channels_last", "never")
+    machine.fits = 10
+    hopeless = Recipe().with_values({"model.resolution": 64})
+    assert fastest(hopeless, 1000, device=gpu, folder=tmp_path).micro_batch == 16

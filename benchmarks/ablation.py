@@ -1,0 +1,136 @@
+"""Takes the speed recipe apart: what each of its parts is worth.
+
+    python benchmarks/ablation.py [FILE] [--seeds N] [--epochs N] [--model NAME] [--device DEVICE]
+
+Trains FILE's baseline as it is, and with each part switched alone, on the file's own training
+images, and compares on its validation images. Runs that are done are not done again.
+"""
+
+import argparse
+import json
+import math
+from functools import partial
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import torch
+from measured import RESULTS, ROOT, keep
+from scipy.stats import t
+
+from cifartune.config import Recipe, SearchSpace, load_space
+from cifartune.data import default_root, load_train
+from cifartune.data.splits import splits_of
+from cifartune.seeds import derive_seed
+from cifartune.training import SplitImages, Trainer
+from cifartune.training.device import choose_device
+from cifartune.training.memory import run_keeping_memory
+from cifartune.tuning.modes import fastest
+
+PARTS: dict[str, dict[str, Any]] = {
+    "the recipe": {},
+    "first layer learned, not whitening": {"model.whitening": False},
+    "initialised by He's scheme, not as the identity": {"model.init": "kaiming_normal"},
+    "torch's momentum of norm statistics": {"model.norm_momentum": 0.1},
+    "biases at the rate of the rest": {"optimizer.bias_lr_scale": 1.0},
+    "flips by chance, not alternating": {"augment.flip_mode": "random"},
+    "SGD, not Muon": {"optimizer.name": "sgd", "optimizer.lr": 0.5, "optimizer.momentum": 0.9},
+    "half a cosine, not a triangle": {"schedule.name": "cosine"},
+    "no label smoothing": {"label_smoothing": 0.0},
+    "small images first": {"data.small_side": 24, "data.small_share": 0.4},
+    "a single view": {"tta": "none"},
+}
+"""Each with the fields that it changes; SGD has the values that were best for it in docs/LOG.md."""
+
+
+def main(options: argparse.Namespace) -> None:
+    """Trains what is missing, seed by seed, and keeps each run as it is done."""
+    device = torch.device(options.device)
+    space = load_space(options.file)
+    path = RESULTS / "ablation.json"
+    runs: list[dict[str, Any]] = json.loads(path.read_text())["runs"] if path.exists() else []
+    for seed in range(options.seeds):
+        for name, changes in PARTS.items():
+            shared = {
+                "seed": derive_seed(seed, "ablation"),
+                "epochs": options.epochs or space.base.epochs,
+                "model.name": options.model or space.base.model.name,
+            }
+            recipe = space.base.with_values(shared | changes)
+            done = [run for run in runs if run["recipe_id"] == recipe.id]
+            if any(run["name"] == name for run in done):
+                continue
+            measured = measure(recipe, space, device)
+            runs.append({"recipe_id": recipe.id, "name": name, "seed": seed, **measured})
+            print(runs[-1], flush=True)
+            keep(
+                path,
+                f"python benchmarks/ablation.py {options.file.name} --seeds {options.seeds} "
+                f"--epochs {recipe.epochs} --model {recipe.model.name}",
+                about=f"{recipe.model.name} by {options.file.name}, {recipe.epochs} epochs on "
+                f"{space.train_images:,} images, {space.data.validation:,} to validate on, with "
+                f"test-time augmentation, n = {seed + 1}; ± is half the 95 % interval.",
+                device=device.type,
+                rows=rows(runs),
+                runs=runs,
+            )
+
+
+def measure(recipe: Recipe, space: SearchSpace, device: torch.device) -> dict[str, Any]:
+    """One run: accuracy on the validation images with the recipe's views, and its rate."""
+    data = load_train()
+    splits = splits_of(space, data.labels)
+    split = SplitImages(
+        torch.from_numpy(data.images),
+        torch.from_numpy(data.labels).long(),
+        torch.from_numpy(splits.train),
+        torch.from_numpy(splits.validation),
+    ).to(device)
+    images = recipe.epochs * len(split.train)
+    recipe = fastest(recipe, images, device=device, folder=default_root())
+    trainer = Trainer(recipe, split, device=device)
+    seconds = sum(len(split.train) / result.images_per_second for result in trainer)
+    logits = trainer.predict(split.images[split.validation])
+    right = logits.argmax(1) == split.labels[split.validation]
+    return {"accuracy": right.float().mean().item(), "images_per_second": images / seconds}
+
+
+def rows(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row a part: mean, and half the 95 % interval by Student's t."""
+    found = []
+    for name in PARTS:
+        own = [run for run in runs if run["name"] == name]
+        if not own:
+            continue
+        values = [run["accuracy"] for run in own]
+        count = len(values)
+        half = 0.0
+        if count > 1:
+            half = float(t.ppf(0.975, count - 1)) * stdev(values) / math.sqrt(count)
+        found.append(
+            {
+                "name": name,
+                "n": count,
+                "mean": round(fmean(values), 5),
+                "half_interval": round(half, 5),
+                "images_per_second": round(fmean(run["images_per_second"] for run in own), 1),
+            }
+        )
+    return found
+
+
+def arguments() -> argparse.Namespace:
+    """What the command line says."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "file", nargs="?", type=Path, default=ROOT / "search_spaces" / "fast94.yaml"
+    )
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--epochs", type=int, help="default: the file's")
+    parser.add_argument("--model", help="default: the file's")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default=choose_device().type)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    run_keeping_memory(partial(main, arguments()))

@@ -1,0 +1,162 @@
+"""Trains a fixed recipe with many seeds: how accurate it is, and how long it takes.
+
+    python benchmarks/time_to_accuracy.py FILE [--seeds N] [--length short|full] [--device cpu|cuda]
+
+Trains FILE's baseline on all 50,000 training images. Building the network, preparing the data,
+training and testing are timed apart; training is what counts. Before each run, the bare step of the
+same recipe is timed (`bare_loop.py`). The recipe is fixed: it was chosen on validation images, and
+testing chooses nothing. --length short trains two epochs on 5,000 images, and does not test. A run
+that is there already is not done again.
+"""
+
+import argparse
+import datetime
+import json
+import time
+from functools import partial
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import torch
+from bare_loop import BareLoop, crop_and_flip
+from measured import RESULTS, keep
+
+from cifartune.config import Recipe, load_space
+from cifartune.data import default_root, load_train
+from cifartune.data.test_set import load_test
+from cifartune.seeds import derive_seed
+from cifartune.training import SplitImages, Trainer
+from cifartune.training.device import choose_device
+from cifartune.training.memory import run_keeping_memory
+from cifartune.tuning.modes import fastest
+
+BARE_STEPS = 10
+
+
+def main(options: argparse.Namespace) -> None:
+    """Trains what is missing, and keeps each run as it is done."""
+    device = torch.device(options.device)
+    name = options.file.stem + ("-short" if options.length == "short" else "")
+    path = RESULTS / f"time_to_accuracy_{name}_{device.type}.json"
+    runs: list[dict[str, Any]] = json.loads(path.read_text())["runs"] if path.exists() else []
+    for seed in range(options.seeds):
+        values = {"seed": derive_seed(seed, "time to accuracy")}
+        if options.length == "short":
+            values["epochs"] = 2
+        recipe = load_space(options.file).base.with_values(values)
+        if recipe.id in {run["recipe_id"] for run in runs}:
+            continue
+        runs.append({"recipe_id": recipe.id, "seed": seed, **measure(recipe, options, device)})
+        print(runs[-1], flush=True)
+        keep(
+            path,
+            f"python benchmarks/time_to_accuracy.py {options.file} --seeds {options.seeds}",
+            file=options.file.name,
+            length=options.length,
+            device=device.type,
+            **summary(runs),
+            runs=runs,
+        )
+
+
+def measure(recipe: Recipe, options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    """One run."""
+    is_short = options.length == "short"
+    clock = Clock(device)
+    data = load_train()
+    count = 5000 if is_short else len(data.labels)
+    split = SplitImages(
+        torch.from_numpy(data.images),
+        torch.from_numpy(data.labels).long(),
+        torch.arange(count),
+        torch.arange(count - 100, count),  # nothing is held out: the trainer's own few seconds
+    ).to(device)
+    prepared = clock.lap()
+    images = count * recipe.epochs
+    recipe = fastest(recipe, images, device=device, folder=default_root())
+    clock.lap()
+    bare = bare_rate(recipe, split, device)
+    clock.lap()
+    trainer = Trainer(recipe, split, device=device)
+    built = clock.lap()
+    for result in trainer:
+        print(f"epoch {result.epoch}/{recipe.epochs} {result.train_accuracy:.2%}", flush=True)
+    trained = clock.lap()
+    accuracy = tested = None
+    if not is_short:
+        test = load_test()
+        pixels, labels = torch.from_numpy(test.images), torch.from_numpy(test.labels).long()
+        clock.lap()
+        right = trainer.predict(pixels.to(device)).argmax(1).cpu() == labels
+        accuracy, tested = right.float().mean().item(), clock.lap()
+    return {
+        "test_accuracy": accuracy,
+        "build_seconds": round(built, 2),
+        "prepare_seconds": round(prepared, 2),
+        "train_seconds": round(trained, 2),
+        "test_seconds": tested and round(tested, 2),
+        "bare_images_per_second": round(bare, 1),
+        "by_bare_step": round(trained * bare / images, 3),
+        "precision": recipe.precision,
+        "memory_format": recipe.memory_format,
+        "compile": recipe.compile,
+        "threads": torch.get_num_threads(),
+        "date": datetime.date.today().isoformat(),
+    }
+
+
+def bare_rate(recipe: Recipe, split: SplitImages, device: torch.device) -> float:
+    """Images a second of bare steps at full size, data already there and augmented once."""
+    loop = BareLoop(recipe, split, device)
+    loop.network.train()
+    indices = split.train[: recipe.batch_size]
+    images = crop_and_flip(split.images[indices], recipe.augment.crop)
+    clock, rates = Clock(device), []
+    for step in range(BARE_STEPS + 2):
+        loop.step(images, split.labels[indices])
+        seconds = clock.lap()
+        if step >= 2:
+            rates.append(len(indices) / seconds)
+    return fmean(rates)
+
+
+class Clock:
+    """Seconds between laps, with all that the device was given done."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._last = time.perf_counter()
+
+    def lap(self) -> float:
+        """Seconds since the last lap."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize()
+        last, self._last = self._last, time.perf_counter()
+        return self._last - last
+
+
+def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Means, and the deviation of the accuracy, over the runs."""
+    accuracies = [run["test_accuracy"] for run in runs if run["test_accuracy"] is not None]
+    return {
+        "n": len(runs),
+        "mean_accuracy": round(fmean(accuracies), 5) if accuracies else None,
+        "deviation": round(stdev(accuracies), 5) if len(accuracies) > 1 else None,
+        "mean_train_seconds": round(fmean(run["train_seconds"] for run in runs), 2),
+        "mean_by_bare_step": round(fmean(run["by_bare_step"] for run in runs), 3),
+    }
+
+
+def arguments() -> argparse.Namespace:
+    """What the command line says."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("file", type=Path, metavar="FILE")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--length", choices=["short", "full"], default="full")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default=choose_device().type)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    run_keeping_memory(partial(main, arguments()))
