@@ -134,13 +134,25 @@ def _speeds(
     else:
         lock.release()
     with lock:
-        kept = json.loads(path.read_text())["speeds"] if path.is_file() else {}
+        kept = _read(path)
         missing = [mode for mode in modes if str(mode) not in kept]
         measured = measure(recipe, missing, device) if missing else []
-        kept |= {str(m): asdict(s) for m, s in zip(missing, measured, strict=True)}
+        found = kept | {str(m): s for m, s in zip(missing, measured, strict=True)}
         if missing and path.name:
-            write_atomically(path, json.dumps({"about": about, "speeds": kept}, indent=2) + "\n")
-    return [Speed(**kept[str(mode)]) for mode in modes]
+            # What failed may work another time, when a GPU has more room.
+            worked = {mode: asdict(speed) for mode, speed in found.items() if speed.rate}
+            text = json.dumps({"about": about, "speeds": worked}, indent=2) + "\n"
+            write_atomically(path, text)
+    return [found[str(mode)] for mode in modes]
+
+
+def _read(path: Path) -> dict[str, Speed]:
+    """The speeds in a file by mode; none if there is no such file, or it is damaged."""
+    try:
+        speeds = json.loads(path.read_text())["speeds"]
+        return {mode: Speed(**speed) for mode, speed in speeds.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
 
 
 def _about(recipe: Recipe, device: torch.device) -> dict[str, Any]:

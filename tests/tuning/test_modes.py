@@ -155,3 +155,23 @@ def test_a_step_that_does_not_fit_is_made_of_parts(
     machine.fits = 10
     hopeless = Recipe().with_values({"model.resolution": 64})
     assert fastest(hopeless, 1000, device=gpu, folder=tmp_path).micro_batch == 16
+
+
+def test_a_damaged_file_is_measured_anew(machine: Machine, tmp_path: Path) -> None:
+    fastest(Recipe(), 1000, device=CPU, folder=tmp_path)
+    [path] = (tmp_path / "modes").glob("*.json")
+    for damaged in ("", "[]", '{"speeds": {"fp32": 3}}', '{"speeds": 1}'):
+        path.write_text(damaged)
+        machine.asked.clear()
+        fastest(Recipe(), 1000, device=CPU, folder=tmp_path)
+        assert len(machine.asked) == 4
+
+
+def test_what_failed_is_tried_again(machine: Machine, tmp_path: Path) -> None:
+    machine.rates |= {"fp32_channels_last": 0.0}
+    recipe = fastest(Recipe(), 1000, device=CPU, folder=tmp_path)
+    assert computed(recipe) == ("bf16", "channels_last", "never")
+    machine.rates |= {"fp32_channels_last": 100.0}
+    recipe = fastest(Recipe(), 1000, device=CPU, folder=tmp_path)
+    assert computed(recipe) == ("fp32", "channels_last", "never")
+    assert len(machine.asked) == 5
