@@ -49,6 +49,7 @@ def main(options: argparse.Namespace) -> None:
     space = load_space(options.file)
     path = RESULTS / "ablation.json"
     runs: list[dict[str, Any]] = json.loads(path.read_text())["runs"] if path.exists() else []
+    asked = set()
     for seed in range(options.seeds):
         for name, changes in PARTS.items():
             shared = {
@@ -57,11 +58,11 @@ def main(options: argparse.Namespace) -> None:
                 "model.name": options.model or space.base.model.name,
             }
             recipe = space.base.with_values(shared | changes)
-            done = [run for run in runs if run["recipe_id"] == recipe.id]
-            if any(run["name"] == name for run in done):
+            about = {"recipe_id": recipe.id, "name": name, "seed": seed, "device": device.type}
+            asked.add(tuple(about.values()))
+            if any(about.items() <= run.items() for run in runs):
                 continue
-            measured = measure(recipe, space, device)
-            runs.append({"recipe_id": recipe.id, "name": name, "seed": seed, **measured})
+            runs.append({**about, **measure(recipe, space, device)})
             print(runs[-1], flush=True)
             keep(
                 path,
@@ -71,7 +72,7 @@ def main(options: argparse.Namespace) -> None:
                 f"{space.train_images:,} images, {space.data.validation:,} to validate on, with "
                 f"test-time augmentation, n = {seed + 1}; ± is half the 95 % interval.",
                 device=device.type,
-                rows=rows(runs),
+                rows=rows([r for r in runs if tuple(r[key] for key in about) in asked]),
                 runs=runs,
             )
 

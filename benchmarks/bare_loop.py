@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from cifartune.config import Recipe
 from cifartune.training import SplitImages, Trainer
+from cifartune.training.device import autocast
 from cifartune.training.optim import lr_factor
 
 
@@ -26,6 +27,8 @@ class BareLoop:
 
     def __init__(self, recipe: Recipe, split: SplitImages, device: torch.device) -> None:
         made = Trainer(recipe, split, device=device)
+        if made.recipe.precision == "fp16" or made.recipe.micro_batch:
+            raise ValueError("it neither scales losses nor makes steps in parts")
         self.recipe, self.split, self.device = made.recipe, made.split, device
         self.network, self.optimizer = made.network, made.optimizer
         self.mean, self.deviation = made.classifier.mean, made.classifier.deviation
@@ -56,8 +59,7 @@ class BareLoop:
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
             group["lr"] = peak * factor
         x = (images.float() / 255 - self.mean) / self.deviation
-        bf16 = self.recipe.precision == "bf16"
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
+        with autocast(self.device, self.recipe.precision):
             logits = self.call(x)
         smoothing = self.recipe.label_smoothing
         loss = F.cross_entropy(logits.float(), labels, label_smoothing=smoothing)

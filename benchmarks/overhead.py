@@ -51,7 +51,8 @@ def main(options: argparse.Namespace) -> None:
         print(f"{pair + 1}/{options.pairs}: {times['ours']:.2f} s, {times['bare']:.2f} s")
     keep(
         RESULTS / "overhead.json",
-        f"python benchmarks/overhead.py {options.file.name} --pairs {options.pairs}",
+        f"python benchmarks/overhead.py {options.file.name} --pairs {options.pairs} "
+        f"--images {options.images}",
         file=options.file.name,
         images=options.images,
         batch_size=recipe.batch_size,

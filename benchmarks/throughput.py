@@ -30,7 +30,7 @@ from cifartune.data.cifar10 import default_root
 from cifartune.models import build_model
 from cifartune.models.facts import network_facts
 from cifartune.training import Trainer
-from cifartune.training.device import choose_device
+from cifartune.training.device import HALF, choose_device
 from cifartune.training.memory import run_keeping_memory
 from cifartune.tuning.modes import fastest
 
@@ -66,7 +66,8 @@ RUN_IMAGES = 50_000 * 30
 def main(options: argparse.Namespace) -> None:
     """Measures all networks, one after the other."""
     device = torch.device(options.device)
-    peaks = {name: matrix_peak(name, device) for name in ("fp32", "bf16")}
+    precisions = ("fp32", "bf16", "fp16") if device.type == "cuda" else ("fp32", "bf16")
+    peaks = {name: matrix_peak(name, device) for name in precisions}
     print({name: f"{peak / 1e9:,.0f} GFLOP/s" for name, peak in peaks.items()})
     networks = {}
     for name in options.models or MODELS:
@@ -74,7 +75,8 @@ def main(options: argparse.Namespace) -> None:
         print(name, networks[name], flush=True)
     keep(
         options.out,
-        f"python benchmarks/throughput.py --length {options.length} --device {options.device}",
+        f"python benchmarks/throughput.py {' '.join(options.models)} --length {options.length} "
+        f"--batch {options.batch} --device {options.device}",
         length=options.length,
         device=device.type,
         threads=torch.get_num_threads(),
@@ -134,7 +136,7 @@ def timed(work: Any) -> float:
 
 def matrix_peak(precision: str, device: torch.device) -> float:
     """Operations a second of the fastest matrix product: two for each multiplication."""
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    dtype = HALF.get(precision, torch.float32)
     best = 0.0
     for size in (2048, 4096):
         a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))

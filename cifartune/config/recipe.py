@@ -326,7 +326,7 @@ class Recipe(Section):
         le=50_000,
         description="Images at a time within a step, whose gradients are added up: less memory for "
         "the same step, but that batch norms see, and hard_examples chooses among, so many. "
-        "0 is all of them, or as large a part as fits a GPU's memory.",
+        "0 is all of them, or, where they do not fit a GPU's memory, a half, a quarter and so on.",
     )
     seed: int = Field(0, ge=0, lt=2**63, description="Seed of every random draw of the run.")
 

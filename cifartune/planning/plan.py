@@ -296,6 +296,7 @@ def _kind(recipe: Recipe) -> tuple[Any, ...]:
             round(math.log2(1 + values[name])) if type(values[name]) is int else values[name]
             for name in _KIND
         ),
+        round(4 * recipe.data.small_share) if recipe.data.small_side else 0,
         recipe.optimizer.sam_rho > 0,  # two gradients a step
         recipe.model.trainable != "all" and augments(recipe),  # features are computed or kept
     )

@@ -102,7 +102,7 @@ def fingerprint(recipe: Recipe, split: SplitImages) -> str:
         trainer.set_lr(min(steps * quarter // 4, steps - 1))
         seen.append(_hash([_numbers(group) for group in groups]))
     sides = [trainer.small_side(steps * percent // 100) for percent in range(100)]
-    seen.append(_hash(sides))
+    seen.append(_hash([sides, *map(trainer.part_sizes, map(len, batches))]))
     for history in _made_up(steps // trainer.steps_per_epoch):
         seen.append(_hash(_course(trainer, history)))
     trainer.history = []
@@ -121,8 +121,9 @@ def fingerprint(recipe: Recipe, split: SplitImages) -> str:
     hook.remove()
     seen.append(_hash(network.state_dict()))
     seen.append(_hash(trainer.predict(split.images[split.validation[:STEP_IMAGES]])))
+    long = LONG * trainer.scaler.get_scale()
     for weight in network.parameters():  # later gradients may be longer than those of these steps
-        weight.grad = torch.full_like(weight, LONG) if weight.requires_grad else None
+        weight.grad = torch.full_like(weight, long) if weight.requires_grad else None
     trainer.apply_gradients(LATE)  # an average's first steps look alike, whatever its decay
     seen.append(_hash(trainer.classifier.state_dict()))
     return _hash(seen)

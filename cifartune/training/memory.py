@@ -16,8 +16,10 @@ def run_keeping_memory(work: Callable[[], None]) -> None:
     glibc fetches each large block from the system, and gives it back when it is freed. A training
     step frees all that it allocates, so each step would pay anew for every page that it touches: a
     third of the time of ResNet-18 in batches of 512 on two cores. From here on freed blocks are
-    kept, and all threads share the one heap that can hold blocks of any size; a thread is given
-    its heap when it starts, hence the new one. `release_memory` gives back what is free.
+    kept, and new threads share the one heap that can hold blocks of any size, hence the thread. In
+    a process that has had more threads it may get one of their heaps instead, which hold up to
+    64 MiB a block: there the environment needs `MALLOC_ARENA_MAX=1` from its start.
+    `release_memory` gives back what is free.
 
     With another C library this only runs `work`, and raises what it raises.
     """

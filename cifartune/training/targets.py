@@ -40,12 +40,12 @@ class Targets:
             labels = torch.where(self.shares >= 0.5, labels, self.others)
         return (logits.argmax(1) == labels).sum()
 
-    def split(self, size: int) -> "list[Targets]":
-        """The targets of parts of `size` images, the last perhaps of fewer."""
-        labels = self.labels.split(size)
+    def split(self, sizes: list[int]) -> "list[Targets]":
+        """The targets of parts of so many images."""
+        labels = self.labels.split(sizes)
         if self.others is None or self.shares is None:
             return [Targets(part) for part in labels]
-        return list(map(Targets, labels, self.others.split(size), self.shares.split(size)))
+        return list(map(Targets, labels, self.others.split(sizes), self.shares.split(sizes)))
 
     def after(self, labels: Tensor) -> "Targets":
         """The targets of a batch that begins with unmixed images of `labels`."""

@@ -74,6 +74,7 @@ class Trainer:
         classifier: What is evaluated and kept: `network`, or the moving average of its weights,
             with everything around it. After the last epoch, as in the epoch that is kept.
         history: The results of all epochs so far.
+        scaler: Scales losses up where the precision is fp16, whose small gradients would vanish.
 
     Raises:
         ValueError: There are fewer than two training images, or none to validate on.
@@ -102,8 +103,7 @@ class Trainer:
         self.network.to(self.device).to(memory_format=MEMORY_FORMATS[recipe.memory_format])
         self.optimizer = build_optimizer(self.network, recipe.optimizer)
         self._peak_lrs = [group["lr"] for group in self.optimizer.param_groups]
-        # In fp16 small gradients would vanish; in other precisions this does nothing.
-        self._scaler = GradScaler(self.device.type, enabled=recipe.precision == "fp16")
+        self.scaler = GradScaler(self.device.type, enabled=recipe.precision == "fp16")
         self._average: WeightAverage | None = None
         if recipe.optimizer.ema_decay:
             self._average = WeightAverage(self.network, recipe.optimizer.ema_decay)
@@ -170,7 +170,7 @@ class Trainer:
                 "average": self._average.network.state_dict() if self._average else {},
                 "best": self._best,
                 "optimizer": self.optimizer.state_dict(),
-                "scaler": self._scaler.state_dict(),
+                "scaler": self.scaler.state_dict(),
                 "generator": self.feed.generator.get_state(),
                 "random_state": self._random_state,
             }
@@ -191,7 +191,7 @@ class Trainer:
         self._best = state["best"]
         self.optimizer.load_state_dict(state["optimizer"])
         if state["scaler"]:
-            self._scaler.load_state_dict(state["scaler"])
+            self.scaler.load_state_dict(state["scaler"])
         self.feed.generator.set_state(state["generator"].cpu())
         self._random_state = [part.cpu() for part in state["random_state"]]
         if self._features:
@@ -241,10 +241,10 @@ class Trainer:
     def apply_gradients(self, step: int) -> None:
         """Moves the weights along the gradients that they hold, in `step` of the run."""
         if clip_norm := self.recipe.optimizer.clip_norm:
-            self._scaler.unscale_(self.optimizer)
+            self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.network.parameters(), clip_norm)
-        self._scaler.step(self.optimizer)
-        self._scaler.update()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         if self._average:
             self._average.update(step + 1)
 
@@ -304,21 +304,27 @@ class Trainer:
 
     def _backward(self, x: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:
         """Adds the gradients of a batch; returns its logits and the loss of each image."""
-        size = self.recipe.micro_batch or len(x)
+        sizes = self.part_sizes(len(x))
         logits, losses = [], []
-        for part, aim in zip(x.split(size), targets.split(size), strict=True):
+        for part, aim in zip(x.split(sizes), targets.split(sizes), strict=True):
             out = self._forward(self._compiled_for(part) or self._trained, part)
             loss = aim.losses(out, self.recipe.label_smoothing)
             mean = hardest(loss, self.recipe.hard_examples).mean()
-            self._scaler.scale(mean * (len(part) / len(x))).backward()
+            self.scaler.scale(mean * (len(part) / len(x))).backward()
             logits.append(out.detach())
             losses.append(loss.detach())
         return torch.cat(logits), torch.cat(losses)
 
     def _compiled_for(self, x: Tensor) -> Callable[[Tensor], Tensor] | None:
         """For the last batch of an epoch, which may be smaller, compiling anew does not pay."""
-        usual = self.recipe.micro_batch or self.recipe.batch_size * (1 + self.recipe.augment.copies)
-        return self._compiled if len(x) == usual else None
+        usual = self.part_sizes(self.recipe.batch_size * (1 + self.recipe.augment.copies))
+        return self._compiled if len(x) == usual[0] else None
+
+    def part_sizes(self, images: int) -> list[int]:
+        """The parts in which a step of so many images is made: alike, and none of one image."""
+        wanted = math.ceil(images / (self.recipe.micro_batch or images))
+        parts = max(1, min(wanted, images // 2))
+        return [images // parts + (part < images % parts) for part in range(parts)]
 
     @torch.inference_mode()
     def evaluate(self, images: Tensor) -> tuple[float, float]:

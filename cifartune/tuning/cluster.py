@@ -24,6 +24,8 @@ ENVIRONMENT = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
     "RAY_AIR_NEW_OUTPUT": "0",
+    # All threads of a worker in the heap that can hold blocks of any size: training/memory.py.
+    "MALLOC_ARENA_MAX": "1",
     # Accelerators stay visible to processes that ask for none.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }

@@ -56,6 +56,7 @@ def run_job(
         began = {name: state["recipe"][name] for name in AUTOMATIC}
         trainer = Trainer(settle(job.recipe, began), split, device=device)
         trainer.load_state_dict(state)
+        del state
     else:
         images = job.recipe.last_epoch * len(split.train)
         recipe = fastest(job.recipe, images, device=device, folder=job.data_root)
@@ -87,10 +88,15 @@ def run_job(
         }
     finally:
         del trainer
-        gc.collect()
-        release_memory()
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
+        give_back(device)
+
+
+def give_back(device: torch.device) -> None:
+    """Returns the memory that nothing uses any more, of the device and of the process."""
+    gc.collect()
+    release_memory()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def load_split(

@@ -4,8 +4,9 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass
+from functools import cache, partial
 from hashlib import sha256
 from itertools import product
 from pathlib import Path
@@ -71,7 +72,9 @@ class Speed:
         return images / self.rate + self.first_seconds if self.rate else math.inf
 
 
-def fastest(recipe: Recipe, images: int, *, device: torch.device, folder: Path) -> Recipe:
+def fastest(
+    recipe: Recipe, images: int, *, device: torch.device, folder: Path, is_part: bool = False
+) -> Recipe:
     """`recipe` with the fastest way to compute its network where it says `auto`.
 
     Precision and memory format are those of the highest rate. The step is compiled where that
@@ -84,15 +87,17 @@ def fastest(recipe: Recipe, images: int, *, device: torch.device, folder: Path) 
         images: Training images of the whole run, those of each epoch counted anew.
         device: Where it is trained.
         folder: Of the prepared data; measurements are kept in `modes` there if it can be written.
+        is_part: Whether `micro_batch` was lowered because the memory did not hold a step.
     """
     modes = [Mode(*pair) for pair in product(_precisions(recipe, device), _memory_formats(recipe))]
-    if len(modes) == 1 and recipe.compile != "auto":
+    may_not_fit = device.type == "cuda" and (not recipe.micro_batch or is_part)
+    if len(modes) == 1 and recipe.compile != "auto" and not may_not_fit:
         return settle(recipe, asdict(modes[0]))
     speeds = _speeds(recipe, modes, device, folder / FOLDER)
     speed, best = max(zip(speeds, modes, strict=True), key=lambda pair: pair[0].rate)
-    if not speed.rate and _batch(recipe, device) > SMALLEST:  # it does not fit the memory
-        half = recipe.with_values({"micro_batch": _batch(recipe, device) // 2})
-        return fastest(half, images, device=device, folder=folder)
+    if may_not_fit and not speed.rate and _batch(recipe, device) > SMALLEST:
+        half = recipe.with_values({"micro_batch": -(-_batch(recipe, device) // 2)})
+        return fastest(half, images, device=device, folder=folder, is_part=True)
     usual = speed.seconds(images)
     if recipe.compile == "auto" and usual >= WORTH_TRYING[device.type]:
         compiled = Mode(best.precision, best.memory_format, "always")
@@ -104,7 +109,9 @@ def fastest(recipe: Recipe, images: int, *, device: torch.device, folder: Path) 
 def measure(recipe: Recipe, modes: Sequence[Mode], device: torch.device) -> list[Speed]:
     """Times steps of the recipe's network in each mode, turn and turn about."""
     with own_random_state(device):
-        steps = [_step(recipe, mode, device) for mode in modes]
+        # Built when first called: what does not fit the memory then fails like any step.
+        built = [cache(partial(_step, recipe, mode, device)) for mode in modes]
+        steps = [lambda step=step: step()() for step in built]
         first = [_time(step, device) for step in steps]
         times = [_time(step, device) for step in steps]
         for _ in range(ROUNDS - 1):
@@ -129,8 +136,8 @@ def _speeds(
         folder.mkdir(parents=True, exist_ok=True)
         lock: Any = FileLock(folder / "lock")
         lock.acquire()
-    except (OSError, NotImplementedError):  # nothing can be kept, or a disk without locks
-        lock, path = nullcontext(), Path()
+    except (OSError, NotImplementedError):  # nothing can be kept there, or a disk without locks
+        lock = nullcontext()
     else:
         lock.release()
     with lock:
@@ -138,11 +145,12 @@ def _speeds(
         missing = [mode for mode in modes if str(mode) not in kept]
         measured = measure(recipe, missing, device) if missing else []
         found = kept | {str(m): s for m, s in zip(missing, measured, strict=True)}
-        if missing and path.name:
+        if missing:
             # What failed may work another time, when a GPU has more room.
             worked = {mode: asdict(speed) for mode, speed in found.items() if speed.rate}
             text = json.dumps({"about": about, "speeds": worked}, indent=2) + "\n"
-            write_atomically(path, text)
+            with suppress(OSError):
+                write_atomically(path, text)
     return [found[str(mode)] for mode in modes]
 
 
@@ -179,7 +187,10 @@ def _memory_formats(recipe: Recipe) -> list[str]:
 
 
 def _batch(recipe: Recipe, device: torch.device) -> int:
-    return CPU_BATCH if device.type == "cpu" else recipe.micro_batch or recipe.batch_size
+    if device.type == "cpu":
+        return CPU_BATCH
+    whole = recipe.batch_size * (1 + recipe.augment.copies)
+    return min(recipe.micro_batch or whole, whole)
 
 
 def _step(recipe: Recipe, mode: Mode, device: torch.device) -> Callable[[], None]:
@@ -211,7 +222,7 @@ def _time(step: Callable[[], None], device: torch.device) -> float:
     start = time.perf_counter()
     try:
         step()
-    except RuntimeError:  # out of memory, or without a compiler, among others
+    except Exception:  # out of memory, or without a compiler: each has its own way of failing
         return math.inf
     if device.type == "cuda":
         torch.cuda.synchronize(device)

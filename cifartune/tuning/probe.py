@@ -37,7 +37,8 @@ def run_probe(probe: Probe, *, device: torch.device) -> Probed:
         network_facts(probe.space.base.with_values({"model.name": name}).model)
     network_facts(probe.space.base.model)
     for recipe in probe.recipes:
-        network_facts(recipe.model, recipe.data.small_side or None)
+        small = recipe.data.small_side
+        network_facts(recipe.model, small if 0 < small < recipe.model.resolution else None)
     split = load_split(probe.splits, probe.data_root, fold=None, device=device)
     idle = idle_parameters(probe.space, split)
     costs = [_measure(recipe, split, probe, device) for recipe in probe.recipes]

@@ -253,7 +253,7 @@ def _take_jobs(config: dict[str, Any]) -> None:
 
     from cifartune.models.facts import UnfitNetwork
     from cifartune.training import EpochResult, TrainingFailure
-    from cifartune.tuning.jobs import run_job
+    from cifartune.tuning.jobs import give_back, run_job
     from cifartune.tuning.probe import run_probe
 
     torch.set_num_threads(config["threads"])
@@ -266,8 +266,8 @@ def _take_jobs(config: dict[str, Any]) -> None:
             return go_on
 
         message: Message
+        device = torch.device(config["device"])
         try:
-            device = torch.device(config["device"])
             if isinstance(job, Probe):
                 message = Finished({"probed": run_probe(job, device=device)})
             else:
@@ -282,6 +282,7 @@ def _take_jobs(config: dict[str, Any]) -> None:
             raise  # the device's state is lost, and this process with it
         except Exception as error:  # a defect in one recipe's path must not take the slot with it
             message = Failed("error", f"{type(error).__name__}: {_first_line(error)}")
+        give_back(device)  # now that no traceback holds what a failed job had
         ray.get(board.end.remote(config["slot"], job.id, message))
 
 

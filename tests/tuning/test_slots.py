@@ -1,7 +1,9 @@
 """Warm slots on a real Ray cluster of this machine, which all tests of this file share."""
 
 import os
+import resource
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -153,6 +155,32 @@ def test_jobs_train_as_they_do_without_ray(
     run_job(twin, lambda result, is_last: True)
     for name in (WEIGHTS, LOGITS):
         assert (jobs[3].folder / name).read_bytes() == (twin.folder / name).read_bytes()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only glibc is told what to keep")
+def test_a_worker_keeps_large_blocks(ray_cluster: str) -> None:
+    """Also in a thread of a process that has many, as Ray's have."""
+
+    def count_faults() -> list[int]:
+        from cifartune.training.memory import run_keeping_memory
+
+        counts = []
+
+        def work() -> None:
+            for _ in range(4):
+                before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+                blocks = [torch.zeros(2**25) for _ in range(2)]  # of 128 MiB
+                counts.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+                del blocks
+
+        outer = threading.Thread(target=run_keeping_memory, args=(work,))
+        outer.start()
+        outer.join()
+        return counts
+
+    first, *_, last = ray.get(ray.remote(num_cpus=0)(count_faults).remote())
+    assert first > 10_000
+    assert last < 100
 
 
 def test_a_failing_recipe_ends_alone(pool: SlotPool, job: Job) -> None:
