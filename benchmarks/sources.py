@@ -31,7 +31,8 @@ from cifartune.data.test_set import load_test
 from cifartune.evaluate import evaluate, load_ensemble
 from cifartune.seeds import derive_seed
 from cifartune.training import SplitImages, Trainer
-from cifartune.training.classifier import save_classifier
+from cifartune.training.classifier import load_classifier, save_classifier
+from cifartune.training.device import choose_device, resolve
 from cifartune.training.memory import run_keeping_memory
 from cifartune.tuning.study import SpaceExhausted, TrialStudy
 
@@ -151,10 +152,16 @@ def values(runs: list[Run], label: str) -> list[float]:
 
 
 def trained_before(recipe: Recipe, count: int) -> Run | None:
-    """The same run, as another file's."""
+    """The same run, as another file's, if its weights are here: they say what was trained.
+
+    The ids of recipes will not do, since they change with the fields that a recipe can have.
+    """
+    same = (recipe, resolve(recipe, choose_device()))
     for path in RESULTS.glob("*.json"):
         for run in load(path.stem):
-            if (run["recipe_id"], run["images"]) == (recipe.id, count):
+            weights = MODELS / f"{run['recipe_id']}.safetensors"
+            is_here = run["images"] == count and weights.exists()
+            if is_here and load_classifier(weights).recipe in same:
                 return run
     return None
 
