@@ -4,7 +4,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from functools import cache, partial
 from hashlib import sha256
@@ -132,15 +132,11 @@ def _speeds(
     """The speeds of `modes`: those in `folder`, and where one is missing measured now."""
     about = _about(recipe, device)
     path = folder / (sha256(json.dumps(about).encode()).hexdigest()[:16] + ".json")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock: Any = FileLock(folder / "lock")
-        lock.acquire()
-    except (OSError, NotImplementedError):  # nothing can be kept there, or a disk without locks
-        lock = nullcontext()
-    else:
-        lock.release()
-    with lock:
+    with ExitStack() as stack:
+        # Without a lock where nothing can be kept, or, filelock's other error, on a disk without.
+        with suppress(OSError, NotImplementedError):
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(FileLock(folder / "lock"))
         kept = _read(path)
         missing = [mode for mode in modes if str(mode) not in kept]
         measured = measure(recipe, missing, device) if missing else []
