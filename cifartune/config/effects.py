@@ -145,3 +145,9 @@ def augments(recipe: Recipe) -> bool:
     values = recipe.flat()
     acts = any(need.is_met_by(values[need.field]) for need in EFFECTS["augment.strength"])
     return recipe.augment.copies > 0 or (recipe.augment.strength > 0 and acts)
+
+
+def repeats_inputs(recipe: Recipe) -> bool:
+    """Whether a frozen part gets the same images in several epochs, so that once is enough."""
+    is_frozen = recipe.model.trainable != "all" and recipe.last_epoch > 1
+    return is_frozen and not augments(recipe) and not recipe.data.small_side

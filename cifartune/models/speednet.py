@@ -1,9 +1,10 @@
-"""A small, fast network for CIFAR-10, after the ideas of airbench94.
+"""Small, fast networks for CIFAR-10, after the ideas of airbench.
 
 Source of the ideas: K. Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU",
 https://arxiv.org/abs/2404.00498.
 """
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -21,13 +22,14 @@ WHITENING_CHUNK = 500
 
 
 class SpeedNet(Network):
-    """A whitening convolution, three stages of two convolutions, and a scaled linear head.
+    """A whitening convolution, three stages of convolutions, and a scaled linear head.
 
     Input (N, 3, H, W), floats, 9 pixels a side or more; output logits (N, `num_classes`).
 
     Args:
         num_classes: The number of logits.
         widths: The channels of the three stages.
+        is_deep: Whether stages have three convolutions, not two, and a residual connection.
         whitens: Whether the first layer is frozen, and waits for `init_from_images`.
         drop_rate: Dropout probability before the head.
     """
@@ -39,6 +41,7 @@ class SpeedNet(Network):
         *,
         num_classes: int = 10,
         widths: tuple[int, int, int] = (64, 256, 256),
+        is_deep: bool = False,
         whitens: bool = True,
         drop_rate: float = 0.0,
     ) -> None:
@@ -53,9 +56,8 @@ class SpeedNet(Network):
         nn.init.zeros_(self.whitening.bias)
         self.activation = nn.GELU()
         channels = (self.whitening.out_channels, *widths)
-        self.stages = nn.Sequential(
-            *(Stage(channels[i], channels[i + 1]) for i in range(len(widths)))
-        )
+        stage = DeepStage if is_deep else Stage
+        self.stages = nn.Sequential(*(stage(*pair) for pair in pairwise(channels)))
         self.pool = nn.AdaptiveMaxPool2d(1)
         self.drop = nn.Dropout(drop_rate)
         self.head = nn.Linear(widths[-1], num_classes, bias=False)
@@ -96,8 +98,7 @@ class Stage(nn.Module):
         self.norm2 = nn.BatchNorm2d(out_channels)
         self.activation = nn.GELU()
         for conv in (self.conv1, self.conv2):
-            # The first filters pass their input through: gradients reach the early layers at once.
-            nn.init.dirac_(conv.weight[: conv.in_channels])
+            _start_as_identity(conv)
         for norm in (self.norm1, self.norm2):
             norm.weight.requires_grad_(False)
 
@@ -105,6 +106,28 @@ class Stage(nn.Module):
         x = self.activation(self.norm1(self.pool(self.conv1(x))))
         x = self.activation(self.norm2(self.conv2(x)))
         return x
+
+
+class DeepStage(Stage):
+    """A stage with a third convolution, which what comes out of the pooling goes around."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels)
+        self.conv3 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
+        self.norm3 = nn.BatchNorm2d(out_channels)
+        _start_as_identity(self.conv3)
+        self.norm3.weight.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pooled = self.activation(self.norm1(self.pool(self.conv1(x))))
+        x = self.activation(self.norm2(self.conv2(pooled)))
+        x = self.activation(self.norm3(self.conv3(x)) + pooled)
+        return x
+
+
+def _start_as_identity(conv: nn.Conv2d) -> None:
+    """Has the first filters pass their input through: gradients reach early layers at once."""
+    nn.init.dirac_(conv.weight[: conv.in_channels])
 
 
 @register_model
@@ -117,3 +140,10 @@ def speednet(pretrained: bool = False, **kwargs: Any) -> SpeedNet:
 def speednet_small(pretrained: bool = False, **kwargs: Any) -> SpeedNet:
     """Stages of 32, 128 and 128 channels: a quarter of `speednet`'s cost, for CPUs."""
     return create_network(SpeedNet, pretrained, widths=(32, 128, 128), **kwargs)
+
+
+@register_model
+def speednet_large(pretrained: bool = False, **kwargs: Any) -> SpeedNet:
+    """Deep stages of 128, 384 and 512 channels, as in airbench96."""
+    widths = (128, 384, 512)
+    return create_network(SpeedNet, pretrained, widths=widths, is_deep=True, **kwargs)

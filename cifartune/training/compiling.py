@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch._dynamo.exc import FailOnRecompileLimitHit  # two seconds to import
 
 
@@ -14,10 +14,10 @@ class CompiledNetwork:
     are not, of one class, it stops compiling and says nothing. Here it forgets them and goes on.
 
     Args:
-        network: In training mode; its parameters stay its own.
+        network: In training mode, or the end of one; its parameters stay its own.
     """
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: Callable[[Tensor], Tensor]) -> None:
         self._network = network
         self._compile()
 

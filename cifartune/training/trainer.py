@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.nn import functional as F
 
-from cifartune.config.effects import augments
+from cifartune.config.effects import repeats_inputs
 from cifartune.config.recipe import Recipe
 from cifartune.models import build_model
 from cifartune.models.freezing import set_training
@@ -116,10 +116,10 @@ class Trainer:
         if self._features:
             self._trained = self._features.tail(self.network)
             self._evaluated = self._features.tail(self.classifier.network)
-        elif recipe.compile == "always":
+        if recipe.compile == "always":
             from cifartune.training.compiling import CompiledNetwork  # two seconds to import
 
-            self._compiled = CompiledNetwork(self.network)
+            self._compiled = CompiledNetwork(self._trained)
 
     @property
     def epoch(self) -> int:
@@ -344,9 +344,7 @@ class Trainer:
 
     def _keep_features(self) -> FrozenFeatures | None:
         """Keeps what the frozen part makes of an image, where that is the same in each epoch."""
-        recipe = self.recipe
-        changes = augments(recipe) or recipe.data.small_side > 0
-        if recipe.model.trainable == "all" or changes or recipe.last_epoch == 1:
+        if not repeats_inputs(self.recipe):
             return None
         images = torch.cat([self.split.train, self.split.validation])
         with self._autocast():

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cifartune.config import Recipe
+from cifartune.config.effects import repeats_inputs
 from cifartune.files import write_atomically
 from cifartune.models import build_model
 from cifartune.models.freezing import set_training
@@ -41,6 +42,10 @@ HOPELESS = 1.5
 
 WORTH_TRYING = {"cpu": 600.0, "cuda": 120.0}
 """Seconds of training from which on it is tried whether compiling pays: it takes a minute."""
+
+
+_unwritten: dict[Path, dict[str, "Speed"]] = {}
+"""What could not be written: this process, at least, computes all its runs alike."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +85,8 @@ def fastest(
     Precision and memory format are those of the highest rate. The step is compiled where that
     saves more time than it takes. Where a GPU's memory does not hold a step, it is made of parts,
     half, a quarter and so on of the batch. What was measured is kept by network, device, threads
-    and version of torch, so that all runs of a search are computed alike.
+    and version of torch, so that all runs of a search are computed alike. Where the frozen part's
+    features are kept, what is left is too little to try whether compiling it pays.
 
     Args:
         recipe: What will be trained.
@@ -99,7 +105,8 @@ def fastest(
         half = recipe.with_values({"micro_batch": -(-_batch(recipe, device) // 2)})
         return fastest(half, images, device=device, folder=folder, is_part=True)
     usual = speed.seconds(images)
-    if recipe.compile == "auto" and usual >= WORTH_TRYING[device.type]:
+    may_pay = usual >= WORTH_TRYING[device.type] and not repeats_inputs(recipe)
+    if recipe.compile == "auto" and may_pay:
         compiled = Mode(best.precision, best.memory_format, "always")
         [speed] = _speeds(recipe, [compiled], device, folder / FOLDER)
         best = compiled if speed.seconds(images) < usual else best
@@ -137,16 +144,19 @@ def _speeds(
         with suppress(OSError, NotImplementedError):
             folder.mkdir(parents=True, exist_ok=True)
             stack.enter_context(FileLock(folder / "lock"))
-        kept = _read(path)
+        kept = _unwritten.get(path, {}) | _read(path)
         missing = [mode for mode in modes if str(mode) not in kept]
         measured = measure(recipe, missing, device) if missing else []
         found = kept | {str(m): s for m, s in zip(missing, measured, strict=True)}
         if missing:
             # What failed may work another time, when a GPU has more room.
-            worked = {mode: asdict(speed) for mode, speed in found.items() if speed.rate}
-            text = json.dumps({"about": about, "speeds": worked}, indent=2) + "\n"
-            with suppress(OSError):
+            worked = {mode: speed for mode, speed in found.items() if speed.rate}
+            speeds = {mode: asdict(speed) for mode, speed in worked.items()}
+            text = json.dumps({"about": about, "speeds": speeds}, indent=2) + "\n"
+            try:
                 write_atomically(path, text)
+            except OSError:
+                _unwritten[path] = worked
     return [found[str(mode)] for mode in modes]
 
 

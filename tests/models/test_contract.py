@@ -27,6 +27,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "resnet_channels": {"channels": "8/8/16", "resolution": 16},
     "mixture": {"channels": "8/8/16/16", "resolution": 16},
     "speednet_small": {"resolution": 16},
+    "speednet_large": {"resolution": 16},
     "resnet18": {"resolution": 16},
     "resnet34": {"resolution": 16},
     "resnet50": {"resolution": 16},
@@ -40,7 +41,10 @@ NETWORKS: dict[str, dict[str, Any]] = {
 }
 """Networks of the sources, each with what makes it small; the resolution is 32 where not given."""
 
-LARGE = {"resnet34", "resnet50", "efficientnet_b1", "vgg16_bn", "swin_small_patch4_window7_224"}
+LARGE = {
+    *("resnet34", "resnet50", "efficientnet_b1", "vgg16_bn"),
+    *("swin_small_patch4_window7_224", "speednet_large"),
+}
 """What is larger, and of the same family as another."""
 
 EVERY = [pytest.param(n, marks=pytest.mark.slow if n in LARGE else ()) for n in NETWORKS]
@@ -188,7 +192,8 @@ def test_the_effects_of_fields_are_known_without_torch(name: str) -> None:
     assert acts["block_dropout"] == (name in HAVE_BLOCKS)
     assert acts["drop_path"] == (
         name
-        not in {"mlp", "tutorial_net", "lenet", "vgg10", "mixture", "speednet_small", "vgg16_bn"}
+        not in {"mlp", "tutorial_net", "lenet", "vgg10", "mixture", "vgg16_bn"}
+        | {"speednet_small", "speednet_large"}
     )
     assert acts["depth"] == acts["width"] == acts["squeeze_excite"] == (name == "wideresnet")
     assert acts["channels"] == (name in {"resnet_channels", "mixture"})

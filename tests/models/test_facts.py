@@ -14,6 +14,7 @@ from cifartune.models.facts import UnfitNetwork, network_facts
         ("resnet18", 11_173_962, 1_110_845_440),
         ("speednet", 1_972_792, 236_294_720),
         ("speednet_small", 498_104, 66_132_544),
+        ("speednet_large", 9_918_776, 903_934_528),
     ],
 )
 def test_a_network_is_counted(name: str, params: int, flops: int) -> None:

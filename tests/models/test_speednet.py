@@ -4,7 +4,7 @@ import torch
 from torch.nn import functional as F
 
 from cifartune.data import LabelledImages
-from cifartune.models.speednet import WHITENING_EPSILON, SpeedNet
+from cifartune.models.speednet import WHITENING_EPSILON, DeepStage, SpeedNet
 
 
 @pytest.fixture
@@ -46,6 +46,22 @@ def test_the_default_init_passes_inputs_through() -> None:
     image = torch.randn(1, 32, 8, 8)
     weight = stage.get_parameter("conv1.weight")
     torch.testing.assert_close(F.conv2d(image, weight, padding=1)[:, :32], image)
+
+
+def test_a_deep_stage_goes_around_its_last_convolutions() -> None:
+    """With filters of zero they give nothing, and what comes out is what went around."""
+    stage = DeepStage(8, 16).eval()
+    with torch.no_grad():
+        stage.conv2.weight.zero_()
+        stage.conv3.weight.zero_()
+    x = torch.randn(2, 8, 6, 6)
+    around = F.gelu(stage.norm1(F.max_pool2d(stage.conv1(x), 2)))
+    torch.testing.assert_close(stage(x), F.gelu(around))
+    assert {n for n, p in stage.named_parameters() if not p.requires_grad} == {
+        "norm1.weight",
+        "norm2.weight",
+        "norm3.weight",
+    }
 
 
 def test_the_registry_knows_it() -> None:

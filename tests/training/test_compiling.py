@@ -63,3 +63,14 @@ def test_a_compiled_run_goes_on_bit_for_bit(recipe: Recipe, split: SplitImages) 
     theirs = second.network.state_dict()
     for name, tensor in unbroken.network.state_dict().items():
         assert torch.equal(tensor, theirs[name]), name
+
+
+def test_the_end_of_a_network_is_compiled(recipe: Recipe, split: SplitImages) -> None:
+    values = {"model.trainable": "head", "augment.strength": 0.0, "epochs": 2}
+    recipe = recipe.with_values(values)
+    plain = Trainer(recipe, split)
+    compiled = Trainer(recipe.with_values({"compile": "always"}), split)
+    assert compiled.keeps_features
+    for one, other in zip(plain, compiled, strict=True):
+        assert other.train_loss == pytest.approx(one.train_loss, rel=1e-5)
+    assert counters["stats"]["unique_graphs"] == 1
