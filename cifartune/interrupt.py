@@ -1,4 +1,4 @@
-"""Ctrl-C: once to stop in order, twice to stop at once."""
+"""Ctrl-C: once to stop after the epoch under way, twice to stop at once."""
 
 import signal
 import threading
@@ -19,7 +19,7 @@ def ctrl_c(tell: Callable[[str], Any]) -> Iterator[threading.Event]:
     def heard(*_: Any) -> None:
         stop.set()
         signal.signal(signal.SIGINT, before)
-        tell("Stopping; what is finished is kept. Ctrl-C again: at once.")
+        tell("Stopping after the epoch under way, which is kept. Ctrl-C again: at once.")
 
     before = signal.signal(signal.SIGINT, heard)
     try:

@@ -133,7 +133,7 @@ def test_folds_that_are_done_are_kept(tmp_path: Path, splits: Splits, labels: An
 def test_a_fold_that_is_lost_is_named(tmp_path: Path, splits: Splits, labels: Any) -> None:
     study, run = search(tmp_path)
     best = study.best()[0].number
-    pool = FakePool(splits, labels, broken=f"refit-{best}-fold-2", kind="slot_lost")
+    pool = FakePool(splits, labels, broken=f"refit-{best}-fold-2", kind="node_lost")
     with pytest.raises(UserError, match=rf"refit of trial {best} failed in fold 2.*resume toy"):
         refit(study, run, pool)
 

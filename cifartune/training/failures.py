@@ -2,6 +2,8 @@
 
 from typing import ClassVar
 
+import torch
+
 
 class TrainingFailure(Exception):
     """A run that ended because of its recipe; `kind` names the cause."""
@@ -20,3 +22,28 @@ class NonFiniteLoss(TrainingFailure):
 
     def __reduce__(self) -> tuple[type["NonFiniteLoss"], tuple[int]]:
         return type(self), (self.epoch,)
+
+
+class OutOfMemory(TrainingFailure):
+    """A step did not fit the memory, of the device or of the machine.
+
+    Attributes:
+        images: How many it took at a time.
+    """
+
+    kind = "out_of_memory"
+
+    def __init__(self, message: str, images: int) -> None:
+        super().__init__(message)
+        self.images = images
+
+    def __reduce__(self) -> tuple[type["OutOfMemory"], tuple[str, int]]:
+        return type(self), (str(self), self.images)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether memory could not be had: torch and its libraries each say it in their own way."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    words = ("can't allocate memory", "not enough memory", "ALLOC_FAILED", "bad_alloc")
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)

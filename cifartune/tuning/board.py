@@ -1,10 +1,11 @@
 """The board: where jobs wait for a free slot, and results for whoever asked for them."""
 
 import asyncio
+import time
 from collections import deque
 from dataclasses import dataclass, field
 
-from cifartune.tuning.messages import Failed, Message, Progress, Work
+from cifartune.tuning.messages import Failed, Message, Progress, Seat, Verdict, Work
 
 _STOPPED = Failed("stopped", "the job was stopped")
 
@@ -14,8 +15,10 @@ class _Entry:
     job: Work
     slot: int | None = None
     asked: bool = True
+    is_ending: bool = False
+    since: float | None = None  # when the slot began what it is at; None: it waits
     messages: asyncio.Queue[Message] = field(default_factory=asyncio.Queue)
-    verdict: asyncio.Queue[bool] = field(default_factory=asyncio.Queue)
+    verdict: asyncio.Queue[Verdict] = field(default_factory=asyncio.Queue)
 
 
 class Board:
@@ -23,14 +26,16 @@ class Board:
 
     Slots call `take`, `report` and `end`; whoever wants a job done calls `submit`, `next` and
     `stop`. A slot begins a job's next epoch only when `next` asks for it, so that stopping a job
-    wastes no epoch.
+    wastes no epoch. After `wind_down` no epoch begins, and those under way are kept.
     """
 
     def __init__(self) -> None:
         self._entries: dict[str, _Entry] = {}
         self._waiting: deque[_Entry] = deque()
         self._idle: dict[int, asyncio.Future[Work | None]] = {}
+        self._seats: dict[int, Seat] = {}
         self._closed = False
+        self._winding_down = False
         self._abandoned: Failed | None = None
         self._worked: set[int] = set()
 
@@ -40,6 +45,8 @@ class Board:
         entry = self._entries[job.id] = _Entry(job)
         if self._abandoned:
             entry.messages.put_nowait(self._abandoned)
+        elif self._winding_down:
+            await self.stop(job.id)
         else:
             self._waiting.append(entry)
             self._match()
@@ -50,11 +57,16 @@ class Board:
         if entry is None:
             return _STOPPED
         if not entry.asked:
+            if self._winding_down and not entry.is_ending:
+                del self._entries[job_id]
+                entry.verdict.put_nowait(Verdict.LEAVE)
+                return _STOPPED
             entry.asked = True
-            entry.verdict.put_nowait(True)
+            entry.since = time.monotonic()
+            entry.verdict.put_nowait(Verdict.GO_ON)
         message = await entry.messages.get()
         if isinstance(message, Progress):
-            entry.asked = False
+            entry.asked, entry.is_ending = False, message.is_last
         elif self._entries.get(job_id) is entry:  # and not a later job of the same id
             del self._entries[job_id]
         return message
@@ -63,7 +75,7 @@ class Board:
         """Ends a job; its slot is free at once, or when the epoch under way is over."""
         entry = self._entries.pop(job_id, None)
         if entry is not None:
-            entry.verdict.put_nowait(False)
+            entry.verdict.put_nowait(Verdict.STOP)
             # Whoever still waits for the job hears of it at once, not when the epoch is over.
             entry.messages.put_nowait(_STOPPED)
             if entry in self._waiting:
@@ -74,8 +86,19 @@ class Board:
         for job_id in list(self._entries):
             await self.stop(job_id)
 
-    async def take(self, slot: int) -> Work | None:
+    async def wind_down(self) -> None:
+        """Ends what waits at once, and what runs after the epoch under way; that is kept."""
+        self._winding_down = True
+        for entry in list(self._waiting):
+            await self.stop(entry.job.id)
+
+    async def reopen(self) -> None:
+        """Lets epochs begin again."""
+        self._winding_down = False
+
+    async def take(self, slot: int, seat: Seat) -> Work | None:
         """A slot is free: waits for its next job. None: the board is closed."""
+        self._seats[slot] = seat
         if self._closed:
             return None
         future: asyncio.Future[Work | None] = asyncio.get_running_loop().create_future()
@@ -83,12 +106,13 @@ class Board:
         self._match()
         return await future
 
-    async def report(self, slot: int, job_id: str, message: Progress) -> bool:
-        """A slot finished an epoch: waits for the verdict, whether to begin the next."""
+    async def report(self, slot: int, job_id: str, message: Progress) -> Verdict:
+        """A slot finished an epoch: waits for the verdict."""
         self._worked.add(slot)
         entry = self._entry_of(slot, job_id)
         if entry is None:
-            return False
+            return Verdict.STOP
+        entry.since = None
         entry.messages.put_nowait(message)
         return await entry.verdict.get()
 
@@ -100,7 +124,23 @@ class Board:
             entry.slot = None
             entry.messages.put_nowait(message)
 
-    async def lose(self, slot: int, reason: str) -> bool:
+    async def overdue(self, seconds: float) -> list[tuple[int, Seat, str]]:
+        """The slots that have been at one epoch, or at what comes after the last, for longer.
+
+        Each with its process and the job's id.
+        """
+        begun = time.monotonic() - seconds
+        return [
+            (entry.slot, self._seats[entry.slot], entry.job.id)
+            for entry in self._entries.values()
+            if entry.slot is not None and entry.since is not None and entry.since < begun
+        ]
+
+    async def seat(self, slot: int) -> Seat | None:
+        """Where a slot runs, or did; None: it has not come yet."""
+        return self._seats.get(slot)
+
+    async def lose(self, slot: int, failure: Failed) -> bool:
         """A slot died, and with it the job that it was at.
 
         Returns:
@@ -110,7 +150,7 @@ class Board:
         for entry in self._entries.values():
             if entry.slot == slot:
                 entry.slot = None
-                entry.messages.put_nowait(Failed("slot_lost", reason))
+                entry.messages.put_nowait(failure)
         worked = slot in self._worked
         self._worked.discard(slot)
         return worked
@@ -118,7 +158,7 @@ class Board:
     async def abandon(self, reason: str) -> None:
         """No slot is left: every job on the board fails, and every later one."""
         self._closed = True
-        self._abandoned = Failed("slot_lost", reason)
+        self._abandoned = Failed("no_slots", reason)
         for entry in self._entries.values():
             entry.messages.put_nowait(self._abandoned)
 
@@ -140,6 +180,6 @@ class Board:
             if not self._waiting:
                 return
             entry = self._waiting.popleft()
-            entry.slot = slot
+            entry.slot, entry.since = slot, time.monotonic()
             del self._idle[slot]
             future.set_result(entry.job)

@@ -2,6 +2,7 @@
 
 import gc
 import io
+import logging
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -17,10 +18,15 @@ from cifartune.files import write_atomically
 from cifartune.training import EpochResult, SplitImages, Trainer
 from cifartune.training.classifier import save_classifier
 from cifartune.training.device import AUTOMATIC, choose_device, most_memory, settle
+from cifartune.training.failures import OutOfMemory, is_out_of_memory
 from cifartune.training.memory import release_memory
 from cifartune.training.optim import restart_epochs
-from cifartune.tuning.messages import Job
-from cifartune.tuning.modes import fastest
+from cifartune.tuning.messages import Job, Verdict
+from cifartune.tuning.modes import SMALLEST, fastest
+
+logger = logging.getLogger(__name__)
+
+Report = Callable[[EpochResult, bool], Verdict]
 
 CHECKPOINT = "checkpoint.pt"
 WEIGHTS = "weights.safetensors"
@@ -30,65 +36,98 @@ SNAPSHOTS = "snapshots"
 
 
 def run_job(
-    job: Job, report: Callable[[EpochResult, bool], bool], *, device: torch.device | None = None
+    job: Job, report: Report, *, device: torch.device | None = None
 ) -> dict[str, Any] | None:
     """Trains `job`, from its checkpoint where there is one.
 
+    A step that does not fit the memory is made again in parts of half its size, if the recipe
+    leaves their size open: from the last checkpoint on, and so to the smallest.
+
     Args:
         job: The recipe, its split and its folder.
-        report: Gets each epoch's result and whether it is the last, and says whether to go on. If
-            so, the epoch's checkpoint is written and the next epoch begins.
+        report: Gets each epoch's result and whether it is the last, and says how to go on.
         device: Default: the GPU where there is one.
 
     Returns:
         Facts about the run: parameters, how they were computed, threads and memory, the epoch that
         counts and its metrics; None if `report` ended it early, in which case its last checkpoint
-        is left.
+        is left, of this epoch where the verdict was to leave.
 
     Raises:
         TrainingFailure: The recipe failed.
     """
     device = device or choose_device()
+    parts = 0
+    while True:
+        try:
+            return _run(job, report, device, parts)
+        except OutOfMemory as failure:
+            parts = failure.images // 2
+            if job.recipe.micro_batch or parts < SMALLEST:
+                raise
+            logger.warning("%s: %s; now %d images at a time", job.id, str(failure), parts)
+        finally:
+            give_back(device)
+
+
+def _run(job: Job, report: Report, device: torch.device, parts: int) -> dict[str, Any] | None:
+    """`run_job` with `parts` images at a time; 0: what the recipe says, or what is found to fit."""
     split = load_split(job.splits, job.data_root, fold=job.fold, device=device)
     checkpoint = job.folder / CHECKPOINT
-    if checkpoint.exists():
-        state = torch.load(checkpoint, map_location=device, weights_only=True)
-        began = {name: state["recipe"][name] for name in AUTOMATIC}
-        trainer = Trainer(settle(job.recipe, began), split, device=device)
-        trainer.load_state_dict(state)
-        del state
-    else:
-        images = job.recipe.last_epoch * len(split.train)
-        recipe = fastest(job.recipe, images, device=device, folder=job.data_root)
-        trainer = Trainer(recipe, split, device=device)
-    restarts = restart_epochs(job.recipe) if job.fold is not None else []
+    state = recipe = None
     try:
-        for result in trainer:
-            if not report(result, trainer.is_over):
-                return None
-            if trainer.is_over:
-                break
-            if result.epoch in restarts:
-                _save_outputs(trainer, job.folder / SNAPSHOTS / str(result.epoch))
-            save_checkpoint(trainer, checkpoint)
-        if job.fold is not None:
-            _save_outputs(trainer, job.folder)
-        checkpoint.unlink(missing_ok=True)
-        kept = trainer.history[trainer.kept_epoch - 1]
-        metrics = kept.metrics()
-        del metrics["seconds"]  # the trial's are those of all its epochs
-        return {
-            **metrics,
-            "kept_epoch": kept.epoch,
-            "params": sum(p.numel() for p in trainer.network.parameters()),
-            **{f"resolved_{name}": getattr(trainer.recipe, name) for name in AUTOMATIC},
-            "device": device.type,
-            "threads": torch.get_num_threads(),
-            "memory_bytes": most_memory(device),
-        }
-    finally:
-        del trainer
-        give_back(device)
+        if checkpoint.exists():
+            state = torch.load(checkpoint, map_location=device, weights_only=True)
+            state["recipe"]["micro_batch"] = parts or state["recipe"]["micro_batch"]
+            recipe = settle(job.recipe, {name: state["recipe"][name] for name in AUTOMATIC})
+        else:
+            images = job.recipe.last_epoch * len(split.train)
+            recipe = job.recipe.with_values({"micro_batch": parts or job.recipe.micro_batch})
+            recipe = fastest(recipe, images, device=device, folder=job.data_root)
+        trainer = Trainer(recipe, split, device=device)
+        if state is not None:
+            trainer.load_state_dict(state)
+            state = None
+        return _train(trainer, job, report)
+    except Exception as error:
+        if is_out_of_memory(error):
+            recipe = recipe or job.recipe
+            whole = recipe.batch_size * (1 + recipe.augment.copies)
+            message = (str(error).strip() or "out of memory").splitlines()[0]
+            raise OutOfMemory(message, min(recipe.micro_batch or whole, whole)) from None
+        raise
+
+
+def _train(trainer: Trainer, job: Job, report: Report) -> dict[str, Any] | None:
+    """The rest of `run_job`: epochs, checkpoints, outputs."""
+    checkpoint = job.folder / CHECKPOINT
+    restarts = restart_epochs(job.recipe) if job.fold is not None else []
+    for result in trainer:
+        verdict = report(result, trainer.is_over)
+        if verdict is Verdict.STOP:
+            return None
+        if trainer.is_over:
+            break
+        if result.epoch in restarts:
+            _save_outputs(trainer, job.folder / SNAPSHOTS / str(result.epoch))
+        save_checkpoint(trainer, checkpoint)
+        if verdict is Verdict.LEAVE:
+            return None
+    if job.fold is not None:
+        _save_outputs(trainer, job.folder)
+    checkpoint.unlink(missing_ok=True)
+    kept = trainer.history[trainer.kept_epoch - 1]
+    metrics = kept.metrics()
+    del metrics["seconds"]  # the trial's are those of all its epochs
+    return {
+        **metrics,
+        "kept_epoch": kept.epoch,
+        "params": sum(p.numel() for p in trainer.network.parameters()),
+        **{f"resolved_{name}": getattr(trainer.recipe, name) for name in AUTOMATIC},
+        "device": trainer.device.type,
+        "threads": torch.get_num_threads(),
+        "memory_bytes": most_memory(trainer.device),
+    }
 
 
 def give_back(device: torch.device) -> None:

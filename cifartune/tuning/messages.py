@@ -1,6 +1,7 @@
 """What passes between the driver and its slots. Importing this loads neither torch nor ray."""
 
 from dataclasses import dataclass, field
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -96,9 +97,33 @@ class Probed:
     memory_bytes: int
 
 
+class Verdict(Enum):
+    """What a slot does after an epoch of a job."""
+
+    GO_ON = "go on"
+    """Writes the epoch's checkpoint and begins the next."""
+    LEAVE = "leave"
+    """Writes the epoch's checkpoint and gives the job up: another time it goes on from there."""
+    STOP = "stop"
+    """Gives the job up."""
+
+
+@dataclass(frozen=True)
+class Seat:
+    """Where a slot's process runs.
+
+    Attributes:
+        node: Ray's id of the machine.
+        pid: The process there.
+    """
+
+    node: str
+    pid: int
+
+
 @dataclass(frozen=True)
 class Progress:
-    """An epoch is done; the slot waits to hear whether to go on.
+    """An epoch is done; the slot waits to hear how to go on.
 
     Attributes:
         epoch: Its number, from 1.
@@ -123,8 +148,11 @@ class Failed:
     """The job ended in a failure.
 
     Attributes:
-        kind: `non_finite_loss`, `out_of_memory`: the recipe's own. `error`: a defect in the code.
-            `slot_lost`: the process or its machine died. `stopped`: nobody wants it any more.
+        kind: Of the recipe: `non_finite_loss`; `out_of_memory`, also in the smallest parts of a
+            step; `unfit_network`; `error`, any other exception on its way. Of the machine:
+            `worker_killed`, `node_lost`; `timeout`, an epoch that would not end; `files`, which
+            could not be read or written; `no_slots`, none is left. `stopped`: nobody wants the job
+            any more.
         message: One line for people.
         epoch: The epoch in which it happened, where that is known.
     """
@@ -136,7 +164,7 @@ class Failed:
     @property
     def blames_recipe(self) -> bool:
         """Whether the sampler should keep away from such recipes."""
-        return self.kind in ("non_finite_loss", "out_of_memory")
+        return self.kind in ("non_finite_loss", "out_of_memory", "unfit_network", "error")
 
     @property
     def stopped(self) -> bool:
@@ -146,7 +174,7 @@ class Failed:
     @property
     def slot_lost(self) -> bool:
         """Whether the slot died, so that another may try the job again."""
-        return self.kind == "slot_lost"
+        return self.kind in ("worker_killed", "node_lost", "timeout")
 
 
 Message = Progress | Finished | Failed

@@ -3,6 +3,7 @@
 import shutil
 import threading
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,12 @@ from cifartune.tuning.slots import SlotPool
 from cifartune.tuning.study import Proposal, SpaceExhausted, TrialStudy
 from cifartune.tuning.trainable import Trial
 
+FEW = 10
+"""So many trials have to fail before the search may be given up."""
+
+NEARLY_ALL = 0.9
+"""The share of failures among the trials that ended, from which on it is."""
+
 
 def run_trials(
     study: TrialStudy,
@@ -35,7 +42,7 @@ def run_trials(
     """Runs the study's trials to their number, until the time is up, or until `stop`.
 
     Trials that the study holds as RUNNING go on first, from their last checkpoints. What `stop`
-    interrupts stays RUNNING; what `seconds` cut off is PRUNED.
+    interrupts ends with the epoch under way and stays RUNNING; what `seconds` cut off is PRUNED.
 
     Args:
         study: Proposes, and records every result before it is acted on.
@@ -46,14 +53,20 @@ def run_trials(
         observers: Told of every event, after it is recorded.
         stop: Set from elsewhere, ends the search.
         seconds: What is left of the time budget; None: no limit.
+
+    Raises:
+        UserError: No slot is left, nearly all trials failed, or none can be proposed. What was
+            under way stays RUNNING.
     """
-    stopper = _Stopper(pool, stop or threading.Event(), seconds)
+    stop = stop or threading.Event()
+    ray.get(pool.board.reopen.remote())
     parameters = {"board": pool.board, "folder": folder, "data_root": data_root, "splits": splits}
     trainable = tune.with_resources(
         tune.with_parameters(Trial, **parameters), tune.PlacementGroupFactory([{"CPU": 0.001}])
     )
-    proposals = _Proposals(study)
+    proposals = _Proposals(study, stop)
     ledger = _Ledger(study, pool, observers, folder)
+    stopper = _Stopper(pool, ledger, stop, seconds)
     tuner = tune.Tuner(
         trainable,
         tune_config=tune.TuneConfig(
@@ -81,6 +94,8 @@ def run_trials(
         raise UserError(f"no slot is left to train on: {pool.lost}")
     if proposals.error:
         raise proposals.error
+    if ledger.hopeless:
+        raise UserError(ledger.hopeless)
     if stopper.out_of_time:
         for trial in study.trials:
             if trial.state is TrialState.RUNNING:
@@ -91,9 +106,10 @@ def run_trials(
 class _Proposals(Unpickled, Searcher):
     """Hands the study's unfinished trials to Tune, then its proposals."""
 
-    def __init__(self, study: TrialStudy) -> None:
+    def __init__(self, study: TrialStudy, stop: threading.Event) -> None:
         super().__init__(metric=tune_metric(study), mode=study.space.target.mode)
         self._study = study
+        self._stop = stop
         self.error: UserError | None = None
         """Why no further trial could be proposed."""
         self._unfinished = [
@@ -103,6 +119,8 @@ class _Proposals(Unpickled, Searcher):
         ]
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str:  # type: ignore[override]
+        if self._stop.is_set():
+            return Searcher.FINISHED
         if self._unfinished:
             proposal = self._unfinished.pop(0)
         elif self._study.trials_left > 0:
@@ -140,6 +158,10 @@ class _Ledger(Unpickled, tune.Callback):
         self._observers = observers
         self._folder = folder
         self._metric = study.space.target.metric
+        self._ended = 0
+        self._failed: list[int] = []
+        self.hopeless = ""
+        """Why the search is given up; empty while it is not."""
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         number = trial.config["number"]
@@ -186,16 +208,37 @@ class _Ledger(Unpickled, tune.Callback):
     def close(self, number: int) -> None:
         """A trial is over: frees its checkpoint and tells the observers."""
         shutil.rmtree(self._folder / str(number), ignore_errors=True)
+        trial = self._study.trials[number]
+        self._ended += 1
+        if "failure" in trial.user_attrs:
+            self._failed.append(number)
+            self._look_for_hope()
         for observer in self._observers:
-            observer.trial_ended(self._study.trials[number])
+            observer.trial_ended(trial)
+
+    def _look_for_hope(self) -> None:
+        if len(self._failed) < max(FEW, NEARLY_ALL * self._ended):
+            return
+        trials = [self._study.trials[number] for number in self._failed]
+        kinds = Counter(trial.user_attrs["failure"].replace("_", " ") for trial in trials)
+        told = ", ".join(f"{count} by {kind}" for kind, count in kinds.most_common())
+        first = trials[0].user_attrs["message"]
+        self.hopeless = (
+            f"{len(self._failed)} of {self._ended} trials failed ({told}), so the search is given "
+            f"up; the first, trial {trials[0].number}: {first}"
+        )
 
 
 class _Stopper(Unpickled, tune.Stopper):
-    """Ends the search when asked to, or when its time is up."""
+    """Ends the search when asked to, when its time is up, or when nearly all trials fail."""
 
-    def __init__(self, pool: SlotPool, stop: threading.Event, seconds: float | None) -> None:
+    def __init__(
+        self, pool: SlotPool, ledger: _Ledger, stop: threading.Event, seconds: float | None
+    ) -> None:
         self._pool = pool
+        self._ledger = ledger
         self._stop = stop
+        self._winding_down = False
         self._deadline = time.monotonic() + seconds if seconds is not None else float("inf")
         self._stopped = False
         self.out_of_time = False
@@ -204,8 +247,12 @@ class _Stopper(Unpickled, tune.Stopper):
         return False
 
     def stop_all(self) -> bool:
+        if self._stop.is_set() and not self._winding_down:
+            # No trial begins any more; Tune ends when those of now have ended with their epoch.
+            self._pool.board.wind_down.remote()
+            self._winding_down = True
         self.out_of_time = time.monotonic() > self._deadline
-        if (self.out_of_time or self._stop.is_set()) and not self._stopped:
+        if (self.out_of_time or self._ledger.hopeless) and not self._stopped:
             # Tune waits for a step under way, which would be an epoch: let it return now.
             self._pool.board.stop_all.remote()
             self._stopped = True

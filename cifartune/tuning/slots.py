@@ -1,6 +1,8 @@
 """Warm slots: Ray Train worker groups that are started once and train job after job."""
 
 import logging
+import os
+import signal
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -14,10 +16,12 @@ from typing import Any
 import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cifartune.config.space import ResourceSpec
 from cifartune.errors import Interrupted, UserError
 from cifartune.tuning.board import Board
+from cifartune.tuning.guard import SHARE
 from cifartune.tuning.messages import (
     RETRIES,
     Failed,
@@ -26,6 +30,8 @@ from cifartune.tuning.messages import (
     Probe,
     Probed,
     Progress,
+    Seat,
+    Verdict,
     Work,
 )
 
@@ -36,6 +42,9 @@ RESTARTS = 3
 
 CLOSE_SECONDS = 30.0
 """How long a closing pool waits for its slots to leave in order."""
+
+WATCH_SECONDS = 2.0
+"""How often the pool looks for slots that hang."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +118,10 @@ class SlotPool:
         self.board: Any = actor.remote()
         self.lost = ""
         """Why no slot is left; empty while one is."""
+        self.memory_share = SHARE
+        """The share of the memory in use from which on the largest slot's job is ended."""
+        self.patience = float("inf")
+        """Seconds that an epoch may take before its slot is taken to hang, and killed."""
         self._closing = threading.Event()
         self._alive = shape.count
         self._lock = threading.Lock()
@@ -116,9 +129,10 @@ class SlotPool:
             threading.Thread(target=self._keep, args=(slot,), name=f"slot-{slot}", daemon=True)
             for slot in range(shape.count)
         ]
+        self._watcher = threading.Thread(target=self._watch, name="watcher", daemon=True)
 
     def __enter__(self) -> "SlotPool":
-        for thread in self._threads:
+        for thread in [*self._threads, self._watcher]:
             thread.start()
         return self
 
@@ -160,7 +174,7 @@ class SlotPool:
         whose slot died is retried from its last checkpoint before that counts as its end.
 
         Raises:
-            Interrupted: `stop` was set.
+            Interrupted: `stop` was set. The epochs that were under way are done, and kept.
         """
         pending: dict[ray.ObjectRef[Message], Work] = {}
         retries: dict[str, int] = {}
@@ -168,12 +182,15 @@ class SlotPool:
         def ask(job: Work) -> None:
             pending[self.board.next.remote(job.id)] = job
 
+        ray.get(self.board.reopen.remote())
         for job in jobs:
             ray.get(self.board.submit.remote(job))
             ask(job)
+        is_stopping = False
         while pending:
-            if stop is not None and stop.is_set():
-                raise Interrupted
+            if stop is not None and stop.is_set() and not is_stopping:
+                ray.get(self.board.wind_down.remote())
+                is_stopping = True
             ready, _ = ray.wait(list(pending), timeout=0.5)
             for reference in ready:
                 job, message = pending.pop(reference), ray.get(reference)
@@ -185,7 +202,10 @@ class SlotPool:
                     continue
                 if isinstance(message, Progress):
                     ask(job)
-                yield job, message
+                if not (isinstance(message, Failed) and message.stopped):
+                    yield job, message
+        if is_stopping:
+            raise Interrupted
 
     def _keep(self, slot: int) -> None:
         """Keeps one slot running until the pool closes, or it dies too often in a row."""
@@ -200,7 +220,8 @@ class SlotPool:
                 return
             logger.warning("%s; starting it again", reason)
             try:
-                progress = ray.get(self.board.lose.remote(slot, reason))
+                failure = Failed(self._cause(slot), reason)
+                progress = ray.get(self.board.lose.remote(slot, failure))
             except ray.exceptions.RayError as error:
                 reason = f"the board died: {_first_line(error)}"
                 break
@@ -211,6 +232,25 @@ class SlotPool:
                 self.lost = reason
                 with suppress(ray.exceptions.RayError):
                     ray.get(self.board.abandon.remote(reason))
+
+    def _cause(self, slot: int) -> str:
+        """What a slot died of: its process was killed, or its machine is gone."""
+        seat: Seat | None = ray.get(self.board.seat.remote(slot))
+        nodes = {node["NodeID"]: node["Alive"] for node in ray.nodes()}  # type: ignore[no-untyped-call]
+        is_gone = seat is not None and not nodes.get(seat.node, False)
+        return "node_lost" if is_gone else "worker_killed"
+
+    def _watch(self) -> None:
+        """Kills slots that hang; they are started again."""
+        while not self._closing.wait(WATCH_SECONDS):
+            if self.patience == float("inf"):
+                continue
+            with suppress(ray.exceptions.RayError):
+                for slot, seat, job_id in ray.get(self.board.overdue.remote(self.patience)):
+                    reason = f"{job_id} was at one epoch for more than {self.patience:.0f} s"
+                    logger.warning("%s; its slot is killed", reason)
+                    ray.get(self.board.lose.remote(slot, Failed("timeout", reason)))
+                    _kill(seat)
 
     def _trainer(self, slot: int, attempt: int) -> TorchTrainer:
         # A hundredth of a core is left over, for the trials' own processes to be scheduled.
@@ -225,6 +265,7 @@ class SlotPool:
                 "slot": slot,
                 "threads": max(1, int(self.shape.cpus)),
                 "device": "cuda" if self.shape.gpus else "cpu",
+                "memory_share": self.memory_share,
             },
             scaling_config=ScalingConfig(
                 num_workers=1, use_gpu=bool(self.shape.gpus), resources_per_worker=resources
@@ -253,20 +294,28 @@ def _take_jobs(config: dict[str, Any]) -> None:
 
     from cifartune.models.facts import UnfitNetwork
     from cifartune.training import EpochResult, TrainingFailure
+    from cifartune.tuning.guard import MemoryGuard
     from cifartune.tuning.jobs import give_back, run_job
     from cifartune.tuning.probe import run_probe
 
     torch.set_num_threads(config["threads"])
     board = config["board"]
-    while (job := ray.get(board.take.remote(config["slot"]))) is not None:
+    seat = Seat(ray.get_runtime_context().get_node_id(), os.getpid())
+    while (job := ray.get(board.take.remote(config["slot"], seat))) is not None:
 
-        def report(result: EpochResult, is_last: bool, job: Work = job) -> bool:
+        def report(result: EpochResult, is_last: bool, job: Work = job) -> Verdict:
             message = Progress(result.epoch, result.metrics(), is_last)
-            go_on: bool = ray.get(board.report.remote(config["slot"], job.id, message))
-            return go_on
+            verdict: Verdict = ray.get(board.report.remote(config["slot"], job.id, message))
+            return verdict
+
+        def ran_short(told: str, job: Work = job) -> None:
+            end = board.end.remote(config["slot"], job.id, Failed("out_of_memory", told))
+            ray.get(end, timeout=CLOSE_SECONDS)
 
         message: Message
         device = torch.device(config["device"])
+        guard = MemoryGuard(ran_short, config["memory_share"])
+        guard.start()
         try:
             if isinstance(job, Probe):
                 message = Finished({"probed": run_probe(job, device=device)})
@@ -276,14 +325,27 @@ def _take_jobs(config: dict[str, Any]) -> None:
             message = Failed(failure.kind, str(failure), getattr(failure, "epoch", None))
         except UnfitNetwork as error:
             message = Failed("unfit_network", str(error))
-        except torch.OutOfMemoryError as error:
-            message = Failed("out_of_memory", _first_line(error))
         except torch.AcceleratorError:
             raise  # the device's state is lost, and this process with it
+        except (OSError, UserError) as error:
+            message = Failed("files", _first_line(error))
         except Exception as error:  # a defect in one recipe's path must not take the slot with it
             message = Failed("error", f"{type(error).__name__}: {_first_line(error)}")
+        finally:
+            guard.stop()
         give_back(device)  # now that no traceback holds what a failed job had
         ray.get(board.end.remote(config["slot"], job.id, message))
+
+
+def _kill(seat: Seat) -> None:
+    """Ends a slot's process, wherever it runs and however it hangs."""
+    if seat.node == ray.get_runtime_context().get_node_id():
+        os.kill(seat.pid, signal.SIGKILL)
+        return
+    there = NodeAffinitySchedulingStrategy(seat.node, soft=False)
+    kill = ray.remote(num_cpus=0)(os.kill).options(scheduling_strategy=there)
+    with suppress(ray.exceptions.RayError):  # the machine is gone, and the process with it
+        ray.get(kill.remote(seat.pid, signal.SIGKILL), timeout=CLOSE_SECONDS)
 
 
 def _shares(there: float, share: float) -> int:

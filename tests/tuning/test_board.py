@@ -10,9 +10,13 @@ import pytest
 
 from cifartune.config import Recipe
 from cifartune.tuning.board import Board
-from cifartune.tuning.messages import Failed, Finished, Job, Message, Progress
+from cifartune.tuning.messages import Failed, Finished, Job, Message, Progress, Seat, Verdict
 
 SECONDS = 5.0
+
+SEAT = Seat("node", 1)
+
+KILLED = Failed("worker_killed", "killed")
 
 
 def job(name: str) -> Job:
@@ -57,7 +61,7 @@ def start(work: Awaitable[Any]) -> "asyncio.Task[Any]":
 async def taken(board: Board, slot: int, name: str) -> None:
     """Puts a job on the board and lets `slot` take it."""
     await board.submit(job(name))
-    assert await board.take(slot) == job(name)
+    assert await board.take(slot, SEAT) == job(name)
 
 
 def is_stopped(message: Message) -> bool:
@@ -66,7 +70,7 @@ def is_stopped(message: Message) -> bool:
 
 @on_a_board
 async def test_a_free_slot_gets_the_next_job(board: Board) -> None:
-    slot = start(board.take(0))
+    slot = start(board.take(0, SEAT))
     assert await waits(slot)
     await board.submit(job("a"))
     assert await slot == job("a")
@@ -76,16 +80,16 @@ async def test_a_free_slot_gets_the_next_job(board: Board) -> None:
 async def test_a_waiting_job_goes_to_the_next_free_slot(board: Board) -> None:
     await board.submit(job("a"))
     await board.submit(job("b"))
-    assert await board.take(0) == job("a")
-    assert await board.take(1) == job("b")
-    third = start(board.take(2))
+    assert await board.take(0, SEAT) == job("a")
+    assert await board.take(1, SEAT) == job("b")
+    third = start(board.take(2, SEAT))
     assert await waits(third)
     third.cancel()
 
 
 @on_a_board
 async def test_each_job_goes_to_one_slot(board: Board) -> None:
-    slots = [start(board.take(slot)) for slot in range(3)]
+    slots = [start(board.take(slot, SEAT)) for slot in range(3)]
     await settle()
     for name in "ab":
         await board.submit(job(name))
@@ -103,7 +107,7 @@ async def test_a_slot_begins_an_epoch_only_when_it_is_asked_for(board: Board) ->
     assert await asked == progress(1)
     assert await waits(reported)
     asked = start(board.next("a"))
-    assert await reported is True
+    assert await reported is Verdict.GO_ON
     assert await waits(asked)
     await board.end(0, "a", Finished({"seconds": 1.0}))
     assert await asked == Finished({"seconds": 1.0})
@@ -117,7 +121,7 @@ async def test_results_are_kept_until_they_are_asked_for(board: Board) -> None:
     assert await board.next("a") == progress(1)
     # One verdict for one question: the answer to the first must not serve the second epoch.
     asked = start(board.next("a"))
-    assert await reported
+    assert await reported is Verdict.GO_ON
     reported = start(board.report(0, "a", progress(2)))
     assert await asked == progress(2)
     assert await waits(reported)
@@ -133,7 +137,7 @@ async def test_asking_twice_begins_one_epoch(board: Board) -> None:
     await settle()
     gone.cancel()  # whoever asked first has died
     asked = start(board.next("a"))
-    assert await reported
+    assert await reported is Verdict.GO_ON
     reported = start(board.report(0, "a", progress(2)))
     assert await asked == progress(2)
     assert await waits(reported)
@@ -158,14 +162,14 @@ async def test_stop_wakes_the_slot_and_whoever_waits(board: Board) -> None:
     reported = start(board.report(0, "a", progress(1)))
     assert await board.next("a") == progress(1)
     await board.stop("a")
-    assert await reported is False
+    assert await reported is Verdict.STOP
 
     await taken(board, 0, "b")
     asked = start(board.next("b"))
     await settle()
     await board.stop("b")
     assert is_stopped(await asked)
-    assert await board.report(0, "b", progress(1)) is False  # the epoch that was under way
+    assert await board.report(0, "b", progress(1)) is Verdict.STOP  # the epoch that was under way
     await board.end(0, "b", Finished())
     await taken(board, 0, "c")  # the slot is free again
 
@@ -178,7 +182,7 @@ async def test_a_stopped_job_is_never_taken(board: Board) -> None:
     await settle()
     await board.stop("a")
     assert is_stopped(await asked)
-    assert await board.take(0) == job("b")
+    assert await board.take(0, SEAT) == job("b")
     await board.stop("no such job")
 
 
@@ -197,7 +201,7 @@ async def test_a_job_can_be_stopped_and_submitted_again(board: Board) -> None:
     await board.stop("a")
     await board.submit(job("a"))
     assert is_stopped(await asked)
-    assert await board.take(0) == job("a")
+    assert await board.take(0, SEAT) == job("a")
     again = start(board.next("a"))
     await board.end(0, "a", Finished())
     assert await again == Finished()
@@ -212,9 +216,9 @@ async def test_stop_all_ends_waiting_and_running_jobs(board: Board) -> None:
     waiting = start(board.next("b"))
     await settle()
     await board.stop_all()
-    assert await reported is False
+    assert await reported is Verdict.STOP
     assert is_stopped(await waiting)
-    free = start(board.take(0))
+    free = start(board.take(0, SEAT))
     assert await waits(free)
     free.cancel()
 
@@ -225,8 +229,8 @@ async def test_a_lost_slot_fails_its_job_alone(board: Board) -> None:
     await taken(board, 1, "b")
     first, second = start(board.next("a")), start(board.next("b"))
     await settle()
-    await board.lose(0, "killed")
-    assert await first == Failed("slot_lost", "killed")
+    await board.lose(0, KILLED)
+    assert await first == KILLED
     assert await waits(second)
     second.cancel()
 
@@ -236,7 +240,7 @@ async def test_a_job_can_be_given_to_another_slot(board: Board) -> None:
     await taken(board, 0, "a")
     reported = start(board.report(0, "a", progress(1)))  # of the slot that will be lost
     assert await board.next("a") == progress(1)
-    await board.lose(0, "killed")
+    await board.lose(0, KILLED)
     lost = await board.next("a")
     assert isinstance(lost, Failed) and lost.slot_lost
     await taken(board, 1, "a")
@@ -245,7 +249,7 @@ async def test_a_job_can_be_given_to_another_slot(board: Board) -> None:
     assert await asked == progress(1)
     assert await waits(again)
     asked = start(board.next("a"))
-    assert await again is True
+    assert await again is Verdict.GO_ON
     await board.end(1, "a", Finished())
     assert await asked == Finished()
     reported.cancel()
@@ -256,9 +260,9 @@ async def test_a_slot_that_is_late_does_not_speak_for_the_next(board: Board) -> 
     await taken(board, 0, "a")
     await board.stop("a")
     await board.submit(job("a"))  # again, while the first is in the middle of an epoch
-    assert await board.report(0, "a", progress(7)) is False
-    assert await board.take(1) == job("a")
-    assert await board.report(0, "a", progress(7)) is False
+    assert await board.report(0, "a", progress(7)) is Verdict.STOP
+    assert await board.take(1, SEAT) == job("a")
+    assert await board.report(0, "a", progress(7)) is Verdict.STOP
     await board.end(0, "a", Finished())
     asked = start(board.next("a"))
     reported = start(board.report(1, "a", progress(1)))
@@ -272,17 +276,17 @@ async def test_a_job_that_nobody_asks_for_any_more_gives_its_slot_back(board: Bo
     reported = start(board.report(0, "a", progress(1)))
     await settle()
     await board.submit(job("a"))
-    assert await reported is False
+    assert await reported is Verdict.STOP
 
 
 @on_a_board
 async def test_a_lost_idle_slot_gets_no_job(board: Board) -> None:
-    lost = start(board.take(0))
+    lost = start(board.take(0, SEAT))
     await settle()
-    await board.lose(0, "killed")
+    await board.lose(0, KILLED)
     await board.submit(job("a"))
     assert await waits(lost)
-    assert await board.take(1) == job("a")
+    assert await board.take(1, SEAT) == job("a")
     lost.cancel()
 
 
@@ -290,7 +294,7 @@ async def test_a_lost_idle_slot_gets_no_job(board: Board) -> None:
 async def test_a_job_that_ended_does_not_fail_with_its_slot(board: Board) -> None:
     await taken(board, 0, "a")
     await board.end(0, "a", Finished())
-    await board.lose(0, "killed")
+    await board.lose(0, KILLED)
     assert await board.next("a") == Finished()
 
 
@@ -301,23 +305,23 @@ async def test_without_slots_every_job_fails(board: Board) -> None:
     jobs = [start(board.next("a")), start(board.next("b"))]
     await settle()
     await board.abandon("no slot is left")
-    assert await asyncio.gather(*jobs) == [Failed("slot_lost", "no slot is left")] * 2
+    assert await asyncio.gather(*jobs) == [Failed("no_slots", "no slot is left")] * 2
     # Whoever tries again must not wait for ever.
     await board.submit(job("a"))
-    assert await board.next("a") == Failed("slot_lost", "no slot is left")
-    assert await board.take(1) is None
+    assert await board.next("a") == Failed("no_slots", "no slot is left")
+    assert await board.take(1, SEAT) is None
 
 
 @on_a_board
 async def test_close_lets_every_slot_end(board: Board) -> None:
     await taken(board, 1, "a")
     reported = start(board.report(1, "a", progress(1)))
-    idle = start(board.take(0))
+    idle = start(board.take(0, SEAT))
     await settle()
     await board.close()
     assert await idle is None
-    assert await reported is False
-    assert await board.take(1) is None
+    assert await reported is Verdict.STOP
+    assert await board.take(1, SEAT) is None
 
 
 @pytest.mark.parametrize(
@@ -325,8 +329,13 @@ async def test_close_lets_every_slot_end(board: Board) -> None:
     [
         ("non_finite_loss", True, False),
         ("out_of_memory", True, False),
-        ("error", False, False),
-        ("slot_lost", False, True),
+        ("unfit_network", True, False),
+        ("error", True, False),
+        ("worker_killed", False, True),
+        ("node_lost", False, True),
+        ("timeout", False, True),
+        ("files", False, False),
+        ("no_slots", False, False),
         ("stopped", False, False),
     ],
 )
@@ -338,11 +347,77 @@ def test_failures_say_whose_they_are(kind: str, blamed: bool, lost: bool) -> Non
 @on_a_board
 async def test_a_lost_slot_says_whether_it_had_worked(board: Board) -> None:
     await taken(board, 0, "a")
-    assert await board.lose(0, "killed") is False
+    assert await board.lose(0, KILLED) is False
     await board.next("a")
     await taken(board, 0, "b")
     reported = start(board.report(0, "b", progress(1)))
     await settle()
-    assert await board.lose(0, "killed") is True
-    assert await board.lose(0, "killed") is False
+    assert await board.lose(0, KILLED) is True
+    assert await board.lose(0, KILLED) is False
     reported.cancel()
+
+
+@on_a_board
+async def test_winding_down_keeps_the_epoch_under_way(board: Board) -> None:
+    await taken(board, 0, "a")
+    await board.submit(job("waiting"))
+    await board.submit(job("unasked"))
+    waiting = start(board.next("waiting"))
+    asked = start(board.next("a"))
+    await settle()
+    await board.wind_down()
+    assert is_stopped(await waiting)
+    assert is_stopped(await board.next("unasked"))
+    reported = start(board.report(0, "a", progress(1)))
+    assert await asked == progress(1)
+    assert await waits(reported)  # whoever asked still may stop the job for good
+    assert is_stopped(await board.next("a"))
+    assert await reported is Verdict.LEAVE
+    await board.submit(job("late"))
+    assert is_stopped(await board.next("late"))
+    free = start(board.take(0, SEAT))
+    assert await waits(free)
+    await board.reopen()
+    await board.submit(job("next"))
+    assert await free == job("next")
+
+
+@on_a_board
+async def test_winding_down_leaves_the_last_word_to_the_scheduler(board: Board) -> None:
+    await taken(board, 0, "a")
+    await board.wind_down()
+    reported = start(board.report(0, "a", progress(1)))
+    assert await board.next("a") == progress(1)
+    await board.stop("a")
+    assert await reported is Verdict.STOP
+
+
+@on_a_board
+async def test_winding_down_lets_a_job_end_whose_last_epoch_is_done(board: Board) -> None:
+    await taken(board, 0, "a")
+    await board.wind_down()
+    last = Progress(2, {}, is_last=True)
+    reported = start(board.report(0, "a", last))
+    assert await board.next("a") == last
+    asked = start(board.next("a"))
+    assert await reported is Verdict.GO_ON
+    await board.end(0, "a", Finished())
+    assert await asked == Finished()
+
+
+@on_a_board
+async def test_a_slot_that_is_long_at_one_epoch_is_overdue(board: Board) -> None:
+    await taken(board, 0, "a")
+    await board.submit(job("waiting"))
+    assert await board.overdue(60) == []
+    assert await board.overdue(0) == [(0, SEAT, "a")]
+    assert await board.seat(0) == SEAT and await board.seat(1) is None
+    reported = start(board.report(0, "a", progress(1)))
+    assert await board.next("a") == progress(1)
+    assert await board.overdue(0) == []  # it waits for the verdict, however long that takes
+    asked = start(board.next("a"))
+    assert await reported is Verdict.GO_ON
+    assert await board.overdue(0) == [(0, SEAT, "a")]
+    await board.lose(0, Failed("timeout", "too long"))
+    assert await asked == Failed("timeout", "too long")
+    assert await board.overdue(0) == []

@@ -1,23 +1,27 @@
 """What a slot runs, in this process: small networks on a slice of the images."""
 
 import gc
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from sparse_data import write_splits, write_train
+from torch import Tensor
 
 from cifartune.config import Recipe
 from cifartune.data import LabelledImages
 from cifartune.training import EpochResult, NonFiniteLoss, SplitImages, Trainer
 from cifartune.training.classifier import load_classifier, predict, trained_epochs
 from cifartune.training.device import settle
+from cifartune.training.failures import OutOfMemory
 from cifartune.tuning import jobs
 from cifartune.tuning.jobs import CHECKPOINT, LOGITS, SNAPSHOTS, WEIGHTS, run_job
-from cifartune.tuning.messages import Job
+from cifartune.tuning.messages import Job, Verdict
 
 pytestmark = pytest.mark.skipif(
     torch.cuda.is_available(), reason="bit for bit is promised on the CPU"
@@ -50,21 +54,29 @@ class Listener:
     """Gets results; stops the job, or dies, after some of them."""
 
     def __init__(
-        self, job: Job, *, stop_after: int | None = None, die_after: int | None = None
+        self,
+        job: Job,
+        *,
+        stop_after: int | None = None,
+        leave_after: int | None = None,
+        die_after: int | None = None,
     ) -> None:
         self.results: list[EpochResult] = []
         self.checkpoints: list[bool] = []
         self.last: list[bool] = []
         self._path = job.folder / CHECKPOINT
         self._stop_after, self._die_after = stop_after, die_after
+        self._leave_after = leave_after
 
-    def __call__(self, result: EpochResult, is_last: bool) -> bool:
+    def __call__(self, result: EpochResult, is_last: bool) -> Verdict:
         self.results.append(result)
         self.last.append(is_last)
         self.checkpoints.append(self._path.exists())
         if result.epoch == self._die_after:
             raise Killed
-        return result.epoch != self._stop_after
+        if result.epoch == self._leave_after:
+            return Verdict.LEAVE
+        return Verdict.STOP if result.epoch == self._stop_after else Verdict.GO_ON
 
     @property
     def learned(self) -> list[tuple[int, float, float, float]]:
@@ -95,7 +107,7 @@ def test_every_epoch_but_the_last_leaves_a_checkpoint(job: Job) -> None:
     written = []
 
     class Watcher(Listener):
-        def __call__(self, result: EpochResult, is_last: bool) -> bool:
+        def __call__(self, result: EpochResult, is_last: bool) -> Verdict:
             if self._path.exists():
                 written.append(len(torch.load(self._path, weights_only=True)["history"]))
             return super().__call__(result, is_last)
@@ -116,7 +128,7 @@ def test_a_stopped_job_says_nothing_more(job: Job) -> None:
 
 
 @pytest.mark.parametrize("epoch", [1, 2, 3])
-@pytest.mark.parametrize("end", ["stopped", "killed"])
+@pytest.mark.parametrize("end", ["stopped", "left", "killed"])
 def test_a_fold_that_goes_on_ends_like_its_unbroken_twin(job: Job, epoch: int, end: str) -> None:
     unbroken = replace(job, fold=1, folder=job.folder / "unbroken")
     whole = Listener(unbroken)
@@ -126,16 +138,23 @@ def test_a_fold_that_goes_on_ends_like_its_unbroken_twin(job: Job, epoch: int, e
     if end == "stopped":
         first = Listener(broken, stop_after=epoch)
         assert run_job(broken, first) is None
+    elif end == "left":
+        first = Listener(broken, leave_after=epoch)
+        assert (run_job(broken, first) is None) == (epoch < 3)
     else:
         first = Listener(broken, die_after=epoch)
         with pytest.raises(Killed):
             run_job(broken, first)
+    if (end, epoch) == ("left", 3):  # there is nothing to leave for another time
+        assert (broken.folder / LOGITS).exists()
+        return
     assert not (broken.folder / LOGITS).exists()
     torch.randn(7)  # whatever the process did in between
     second = Listener(broken)
     run_job(broken, second)
     assert first.learned == whole.learned[:epoch]
-    assert second.learned == whole.learned[epoch - 1 :]  # the epoch under way is done again
+    # Only where the job was left in order, the epoch under way is not done again.
+    assert second.learned == whole.learned[epoch - (end != "left") :]
     for name in (WEIGHTS, LOGITS):
         assert (broken.folder / name).read_bytes() == (unbroken.folder / name).read_bytes()
 
@@ -261,3 +280,58 @@ def test_a_checkpoint_of_another_recipe_is_refused(job: Job) -> None:
     other = replace(job, recipe=job.recipe.with_values({"optimizer.lr": 0.05}))
     with pytest.raises(ValueError, match="another recipe"):
         run_job(other, Listener(other))
+
+
+class LittleMemory(Trainer):
+    """Cannot take more than `fits` images at a time in training."""
+
+    fits = 64
+    epoch_of_failure = 0
+
+    def _forward(self, network: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        short = self.epoch >= self.epoch_of_failure and len(x) > self.fits
+        if short and self.network.training:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate")
+        return super()._forward(network, x)
+
+
+@pytest.mark.parametrize("epoch", [0, 1, 2])
+def test_what_does_not_fit_is_made_of_smaller_parts(
+    job: Job, epoch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the first epoch on, or once the memory has become short, in which it goes on."""
+    job = replace(job, recipe=job.recipe.with_values({"batch_size": 300}))
+    monkeypatch.setattr(jobs, "Trainer", LittleMemory)
+    monkeypatch.setattr(LittleMemory, "epoch_of_failure", epoch)
+    before = living(LittleMemory)
+    listener = Listener(job)
+    facts = run_job(job, listener)
+    assert facts is not None and facts["resolved_micro_batch"] == 37
+    assert [result.epoch for result in listener.results] == [1, 2, 3]
+    assert living(LittleMemory) == before
+
+
+@pytest.mark.parametrize("values", [{"micro_batch": 300}, {"micro_batch": 0}])
+def test_what_fits_in_no_way_is_the_recipes_failure(
+    job: Job, values: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor is a size changed that the recipe fixes."""
+    job = replace(job, recipe=job.recipe.with_values({"batch_size": 300, **values}))
+    monkeypatch.setattr(jobs, "Trainer", LittleMemory)
+    monkeypatch.setattr(LittleMemory, "fits", 5)
+    tried = []
+    monkeypatch.setattr(jobs.logger, "warning", lambda *args: tried.append(args[-1]))
+    with pytest.raises(OutOfMemory, match="can't allocate memory"):
+        run_job(job, Listener(job))
+    assert tried == ([] if values["micro_batch"] else [150, 75, 37, 18])
+
+
+def test_a_recipe_may_ask_for_more_memory_than_there_is(job: Job) -> None:
+    """For real: the stem's output alone would take 161 GB."""
+    if psutil.virtual_memory().total > 150e9:
+        pytest.skip("there is as much memory here")
+    model = {"model.name": "resnet_channels", "model.channels": "512/8/8/16"}
+    values = {"model.resolution": 512, "batch_size": 300, "micro_batch": 300, **model}
+    job = replace(job, recipe=job.recipe.with_values(values))
+    with pytest.raises(OutOfMemory):
+        run_job(job, Listener(job))

@@ -127,7 +127,7 @@ def test_a_discrete_space_is_tried_once_and_then_ends(sampler: str) -> None:
 def test_what_the_machine_failed_may_be_tried_again() -> None:
     parameters = {"optimizer.name": {"values": ["sgd", "adamw"]}}
     study = TrialStudy(make_space(parameters, search={"sampler": "grid"}))
-    study.fail(study.propose().number, "slot_lost", "killed")
+    study.fail(study.propose().number, "worker_killed", "killed")
     assert {point["optimizer.name"] for point in params(run(study, 2))} == {"sgd", "adamw"}
 
 
@@ -294,7 +294,7 @@ def earlier(tmp_path: Path) -> RunFolder:
         number = study.propose().number
         study.record(number, 1, -abs(study.trials[number].params["optimizer.lr"] - 0.03))
         study.complete(number)
-    study.fail(study.propose().number, "slot_lost", "killed")
+    study.fail(study.propose().number, "worker_killed", "killed")
     return run_folder
 
 

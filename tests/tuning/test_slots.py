@@ -1,6 +1,7 @@
 """Warm slots on a real Ray cluster of this machine, which all tests of this file share."""
 
 import os
+import re
 import resource
 import signal
 import sys
@@ -9,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +32,8 @@ from cifartune.planning import Plan
 from cifartune.planning.ahead import look_ahead
 from cifartune.training import SplitImages, Trainer
 from cifartune.tuning.cluster import cluster
-from cifartune.tuning.jobs import LOGITS, WEIGHTS, run_job
-from cifartune.tuning.messages import Failed, Finished, Job, Message, Progress
+from cifartune.tuning.jobs import CHECKPOINT, LOGITS, WEIGHTS, run_job
+from cifartune.tuning.messages import Failed, Finished, Job, Message, Progress, Verdict
 from cifartune.tuning.search import run_trials
 from cifartune.tuning.slots import SlotPool, SlotShape
 from cifartune.tuning.study import TrialStudy, sqlite_url
@@ -152,7 +154,7 @@ def test_jobs_train_as_they_do_without_ray(
         assert isinstance(end, Finished)
         assert (end.facts["threads"], end.facts["device"]) == (1, "cpu")
     twin = replace(jobs[3], folder=job.folder.with_name("twin"))
-    run_job(twin, lambda result, is_last: True)
+    run_job(twin, lambda result, is_last: Verdict.GO_ON)
     for name in (WEIGHTS, LOGITS):
         assert (jobs[3].folder / name).read_bytes() == (twin.folder / name).read_bytes()
 
@@ -194,7 +196,7 @@ def test_a_failing_recipe_ends_alone(pool: SlotPool, job: Job) -> None:
         (end,) = messages[one.id]
         assert end == Failed("non_finite_loss", "the loss was not finite in epoch 1", 1)
     (end,) = messages["broken"]
-    assert isinstance(end, Failed) and end.kind == "error"
+    assert isinstance(end, Failed) and end.kind == "files"
     assert "not prepared in" in end.message
     for one in good:
         assert isinstance(messages[one.id][-1], Finished)
@@ -221,20 +223,53 @@ def test_a_job_survives_its_slots_process(pool: SlotPool, job: Job, one_thread: 
     assert epochs in ([1, 2, 2, 3, 4], [1, 2, 3, 4], [1, 2, 3, 3, 4])
     if not torch.cuda.is_available():
         twin = vary(job, "twin", fold=0, epochs=4)
-        run_job(twin, lambda result, is_last: True)
+        run_job(twin, lambda result, is_last: Verdict.GO_ON)
         assert (job.folder / LOGITS).read_bytes() == (twin.folder / LOGITS).read_bytes()
     assert killed is not None and not killed.is_running()
     # Meanwhile the other slot has done the job; its own comes back for those that follow.
     assert wait_until(lambda: len(workers()) == 2)
 
 
+def test_a_slot_that_hangs_is_started_anew(pool: SlotPool, job: Job) -> None:
+    collect(pool, [vary(job, "warm-up-1"), vary(job, "warm-up-2")])
+    before = {process: sum(process.cpu_times()[:2]) for process in workers()}
+    job = vary(job, "hangs", epochs=4)
+    epochs, hung = [], None
+    pool.patience = 15.0
+    try:
+        for _, message in pool.run([job]):
+            if isinstance(message, Progress):
+                epochs.append(message.epoch)
+                if message.epoch == 2 and hung is None:
+                    hung = max(before, key=lambda p: sum(p.cpu_times()[:2]) - before[p])
+                    hung.suspend()
+    finally:
+        pool.patience = float("inf")
+    assert isinstance(message, Finished)
+    assert epochs in ([1, 2, 2, 3, 4], [1, 2, 3, 4], [1, 2, 3, 3, 4])
+    assert hung is not None and wait_until(lambda: not hung.is_running())
+    assert wait_until(lambda: len(workers()) == 2)
+
+
+def holds(checkpoint: Path, epoch: int) -> bool:
+    """Whether there is a checkpoint, and of that epoch."""
+    return (
+        checkpoint.exists() and len(torch.load(checkpoint, weights_only=True)["history"]) == epoch
+    )
+
+
 def test_a_run_can_be_interrupted(pool: SlotPool, job: Job) -> None:
     stop = threading.Event()
     jobs = [vary(job, f"long-{i}", epochs=10_000) for i in range(3)]
+    told: dict[Path, int] = {}
     with pytest.raises(Interrupted):
-        for _ in pool.run(jobs, stop=stop):
+        for one, message in pool.run(jobs, stop=stop):
+            assert isinstance(one, Job) and isinstance(message, Progress)
+            told[one.folder / CHECKPOINT] = message.epoch
             stop.set()
-    ray.get(pool.board.stop_all.remote())  # as closing the pool does
+    assert 1 <= len(told) <= 2  # the third waited
+    for path, epoch in told.items():
+        assert wait_until(partial(holds, path, epoch))
     assert isinstance(collect(pool, [vary(job, "next")])["next"][-1], Finished)
 
 
@@ -323,7 +358,7 @@ def test_a_search_can_be_stopped_and_resumed(
         return TrialStudy(space, url=sqlite_url(tmp_path / "study.db"), name="toy").trials
 
     stop = threading.Event()
-    first = Watcher(stop, after=4)
+    first = Watcher(stop, after=1)  # ASHA lets the first go on, which has no rival yet
     stopped = run(first, stop)
     unfinished = {t.number for t in stopped if t.state is TrialState.RUNNING}
     assert len(stopped) < 7 and unfinished
@@ -360,10 +395,40 @@ def test_a_search_can_be_stopped_and_resumed(
     assert {n for what, n in second.heard if what == "start"} == unfinished | set(
         range(len(stopped), 7)
     )
-    # At most the epoch under way is trained again.
-    repeated = set(first.epochs) & set(second.epochs)
-    assert len(repeated) <= len(unfinished)
+    # No epoch is trained again: those that were under way were kept.
+    assert not set(first.epochs) & set(second.epochs)
+    assert sorted(first.epochs + second.epochs) == sorted(
+        (trial.number, epoch) for trial in trials for epoch in trial.intermediate_values
+    )
     assert not list((tmp_path / "trials").glob("*/*"))
+
+
+def test_a_search_is_given_up_when_nearly_all_trials_fail(
+    pool: SlotPool, tmp_path: Path, folder: Path, data_root: Path, recipe: Recipe
+) -> None:
+    base = recipe.with_values({**DIVERGES, "seed": 0})
+    space = SearchSpace.model_validate(
+        {
+            "name": "toy",
+            "base": base.model_dump(),
+            "parameters": {"optimizer.lr": {"min": 9.0, "max": 10.0}},
+            "search": {"num_trials": 40, "sampler": "random"},
+        }
+    )
+    study = TrialStudy(space, url="sqlite://", name="toy")
+    message = (
+        r"1\d of 1\d trials failed \(1\d by non finite loss\), so the search is given up; "
+        r"the first, trial \d: the loss was not finite in epoch 1"
+    )
+    with pytest.raises(UserError, match=message):
+        run_trials(
+            study,
+            pool,
+            folder=tmp_path / "trials",
+            data_root=data_root,
+            splits=folder / "splits.npz",
+        )
+    assert 10 <= len(study.trials) <= 14
 
 
 def test_a_search_ends_when_its_time_is_up(
@@ -394,6 +459,25 @@ def test_a_search_ends_when_its_time_is_up(
         assert ("end", trial.number) in watcher.heard
 
 
+@pytest.mark.skipif(psutil.virtual_memory().total > 40e9, reason="as much can be had here")
+def test_a_job_that_fills_the_memory_is_ended(ray_cluster: str, tmp_path: Path, job: Job) -> None:
+    """Ten GiB at once, which are there; but of the memory that it has in the end it is told."""
+    pool = SlotPool(SlotShape(count=1, cpus=0.5, gpus=0), name="full", storage=tmp_path)
+    pool.memory_share = 0.15
+    model: dict[str, Any] = {
+        "model__name": "resnet_channels",
+        "model__channels": "512/8/8/16",
+    }
+    size = {"model__resolution": 128, "batch_size": 300, "micro_batch": 300}
+    greedy = vary(job, "greedy", None, **size, **model)
+    with pool:
+        messages = collect(pool, [greedy, vary(job, "next")])
+    (end,) = messages["greedy"]
+    assert isinstance(end, Failed) and end.kind == "out_of_memory"
+    assert re.match(r"[\d.]+ GiB, when \d+% of the memory were in use", end.message)
+    assert isinstance(messages["next"][-1], Finished)  # the slot was started again
+
+
 class DeadSlots(SlotPool):
     """Slots that die as soon as they start."""
 
@@ -413,7 +497,7 @@ def test_without_slots_jobs_fail_instead_of_waiting(
         messages = collect(pool, [job, vary(job, "b")])
     for name in ("a", "b"):
         (end,) = messages[name]
-        assert isinstance(end, Failed) and end.slot_lost
+        assert isinstance(end, Failed) and end.kind == "no_slots"
         assert end.message.endswith("died: no such device")
     assert pool.starts == 2 * 4
 

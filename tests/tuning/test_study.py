@@ -81,7 +81,7 @@ def play(study: TrialStudy, count: int) -> list[dict[str, Any]]:
         elif number % 7 == 2:
             study.reject(number, "non_finite_loss", "the loss was not finite in epoch 3")
         elif number % 7 == 3:
-            study.fail(number, "slot_lost", "killed")
+            study.fail(number, "worker_killed", "killed")
         else:
             study.complete(number)
     return played
@@ -246,7 +246,7 @@ def test_optuna_reads_the_states_from_the_database_alone(tmp_path: Path) -> None
     study.record(1, 3, 1.0)  # the last value counts, not the best
     study.prune(1)
     study.reject(2, "non_finite_loss", "the loss was not finite in epoch 4")
-    study.fail(3, "slot_lost", "killed")
+    study.fail(3, "worker_killed", "killed")
 
     complete, pruned, rejected, failed, running, untouched = as_optuna_reads(tmp_path)
     assert (complete.state, complete.value) == (TrialState.COMPLETE, 0.1)
@@ -260,7 +260,7 @@ def test_optuna_reads_the_states_from_the_database_alone(tmp_path: Path) -> None
         "message": "the loss was not finite in epoch 4",
     }
     assert (failed.state, failed.value) == (TrialState.FAIL, None)
-    assert failed.user_attrs["failure"] == "slot_lost"
+    assert failed.user_attrs["failure"] == "worker_killed"
     assert failed.intermediate_values == {1: 3.1, 2: 3.2, 3: 3.3, 4: 3.4}
     assert (running.state, len(running.intermediate_values)) == (TrialState.RUNNING, 5)
     assert (untouched.state, untouched.intermediate_values) == (TrialState.RUNNING, {})

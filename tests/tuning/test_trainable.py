@@ -9,7 +9,7 @@ from cifartune.config import Recipe
 from cifartune.tuning.messages import RETRIES, Failed, Finished, Job, Message, Progress
 from cifartune.tuning.trainable import Trial
 
-LOST = Failed("slot_lost", "killed")
+LOST = Failed("worker_killed", "killed")
 
 
 class ScriptedBoard:

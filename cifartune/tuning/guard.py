@@ -1,0 +1,79 @@
+"""A guard against a job that takes all the memory of the machine."""
+
+import os
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+
+SHARE = 0.9
+"""The share of the memory in use from which on a job is ended.
+
+Ray's own monitor acts at 0.95, and takes several processes at once: the board may be one.
+"""
+
+LOOK_SECONDS = 0.1
+"""How often the guard looks: a core touches some hundred MB of new memory in that time."""
+
+OWN_SHARE = 0.2
+"""A process with less of the machine's memory than this is not what fills it."""
+
+CGROUP = Path("/sys/fs/cgroup")
+
+
+class MemoryGuard(threading.Thread):
+    """Ends this process where memory runs short and it has the most of all slots.
+
+    What asks for more than there is at once fails by itself; this is for what fills it little by
+    little. Python cannot break off a step, so the process has to go.
+
+    Args:
+        share: The share of the memory in use from which on it acts.
+        tell: Called with a line for people before the process ends.
+    """
+
+    def __init__(self, tell: Callable[[str], None], share: float = SHARE) -> None:
+        super().__init__(name="memory-guard", daemon=True)
+        self._tell = tell
+        self._share = share
+        self._over = threading.Event()
+
+    def run(self) -> None:
+        """Looks until `stop`."""
+        while not self._over.wait(LOOK_SECONDS):
+            share = used_share()
+            if share > self._share and is_the_largest():
+                own = psutil.Process().memory_info().rss
+                self._tell(f"{own / 2**30:.1f} GiB, when {share:.0%} of the memory were in use")
+                os._exit(1)
+
+    def stop(self) -> None:
+        """Ends the guard."""
+        self._over.set()
+
+
+def used_share() -> float:
+    """The share of the memory in use: of the machine's, or of what its container may have."""
+    machine = psutil.virtual_memory()
+    share = 1 - machine.available / machine.total
+    with suppress(OSError, ValueError, KeyError):  # no container, or one without a limit
+        limit = int((CGROUP / "memory.max").read_text())
+        lines = (CGROUP / "memory.stat").read_text().splitlines()
+        files = int(dict(line.split() for line in lines)["inactive_file"])
+        share = max(share, (int((CGROUP / "memory.current").read_text()) - files) / limit)
+    return share
+
+
+def is_the_largest() -> bool:
+    """Whether this process has a good share of the memory, and the most of all slots here."""
+    this = psutil.Process()
+    own, name = this.memory_info().rss, this.name()
+    if own < OWN_SHARE * psutil.virtual_memory().total:
+        return False
+    others = [0]
+    for process in psutil.process_iter(["name", "memory_info"]):
+        if process.pid != this.pid and process.info["name"] == name:
+            others.append(getattr(process.info["memory_info"], "rss", 0))
+    return own >= max(others)
