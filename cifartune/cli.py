@@ -53,12 +53,12 @@ def search(
     data_dir: DataDirOption = None,
 ) -> None:
     """Search, refit the best by cross-validation, evaluate once, report."""
-    from cifartune.config import load_space
+    from cifartune.config import load_space, smoke_space
     from cifartune.runs import RunFolder
 
     space = load_space(space_file, overrides or ())
     if smoke:
-        space = space.smoke()
+        space = smoke_space(space)
     if name:
         RunFolder.check_name(runs, name)
     _check_ahead(space, space_file, runs)
@@ -133,11 +133,11 @@ def plan(
 
     from rich.console import Console
 
-    from cifartune.config import load_space
+    from cifartune.config import load_space, smoke_space
 
     space = load_space(space_file, overrides or ())
     if smoke:
-        space = space.smoke()
+        space = smoke_space(space)
     _check_ahead(space, space_file, runs)
     root = _prepared(data_dir)
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from cifartune.config import SearchSpace, load_space
+from cifartune.config import SearchSpace, load_space, smoke_space
 from cifartune.errors import UserError
 from cifartune.runs import RunFolder
 
@@ -38,7 +38,7 @@ def space() -> SearchSpace:
 
 @pytest.mark.parametrize("smoke", [False, True])
 def test_the_space_is_read_back_as_it_was(tmp_path: Path, space: SearchSpace, smoke: bool) -> None:
-    space = space.smoke() if smoke else space
+    space = smoke_space(space) if smoke else space
     run = RunFolder.create(tmp_path / "runs", space)
     assert load_space(RunFolder.open(tmp_path / "runs", run.name).space_file) == space
 

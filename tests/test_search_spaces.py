@@ -10,7 +10,7 @@ import torch
 from optuna.trial import FrozenTrial
 from searches import QUICK, cifartune
 
-from cifartune.config import Recipe, SearchSpace, load_space
+from cifartune.config import Recipe, SearchSpace, load_space, smoke_space
 from cifartune.data import LabelledImages
 from cifartune.models.facts import network_facts
 from cifartune.models.network import head_layers
@@ -139,7 +139,7 @@ def check_steps(recipe: Recipe, cifar: LabelledImages) -> None:
 @each_space
 def test_no_parameter_of_a_smoke_run_is_idle(path: Path, cifar: LabelledImages) -> None:
     """It would stop the run, although the search itself is sound."""
-    smoke = load_space(path).smoke()
+    smoke = smoke_space(load_space(path))
     base = smoke.base.with_values({"model.weights": "none"})
     smoke = smoke.model_copy(update={"base": base})
     split = SplitImages(

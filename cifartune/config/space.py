@@ -8,18 +8,15 @@ from pydantic import (
     AliasChoices,
     BeforeValidator,
     Field,
-    ValidationError,
     ValidationInfo,
     field_validator,
     model_validator,
 )
 
 from cifartune.config import checks, notes
-from cifartune.config.effects import acts_late
-from cifartune.config.networks import networks
 from cifartune.config.parameters import Choice as Choice
 from cifartune.config.parameters import Parameter, Range, Value, in_order, point_of
-from cifartune.config.problems import RulesBroken, describe, rule_broken
+from cifartune.config.problems import RulesBroken, rule_broken
 from cifartune.config.recipe import Recipe, Section, is_nested
 
 EpochMetric = Literal["val_accuracy", "val_loss", "train_accuracy", "train_loss"]
@@ -342,57 +339,6 @@ class SearchSpace(Section):
     def notes(self) -> list[str]:
         """What is allowed and may still not be what was meant."""
         return notes.notes(self)
-
-    def smoke(self) -> "SearchSpace":
-        """The same search shrunk to a check that everything works, in a minute anywhere."""
-        # Two epochs: what is decided or kept after the first is tried too.
-        small = {"epochs": 2, "batch_size": min(self.base.batch_size, 128)}
-        searched = self.parameters.get("model.name")
-        names = searched.values if isinstance(searched, Choice) else [self.base.model.name]
-        if all(networks()[str(name)].family in SMALL_FAMILIES for name in names):
-            small["model.resolution"] = 16
-        values = self.base.flat()
-        kept: dict[str, Range | Choice] = {}
-        for name, parameter in self.ordered_parameters().items():
-            # A condition on what is no longer searched is fixed by the baseline: it holds or not.
-            open_conditions = {k: v for k, v in parameter.when.items() if k in kept}
-            fixed = parameter.when.keys() - open_conditions
-            varies = isinstance(parameter, Range) or len(parameter.values) > 1 or open_conditions
-            holds = all(values[k] in parameter.when[k] for k in fixed)
-            is_late = acts_late(name, parameter, values)
-            if name not in small and not is_late and varies and holds:
-                kept[name] = parameter.model_copy(update={"when": open_conditions})
-        changes = {
-            "name": f"{self.name[:94]}-smoke",
-            "base": self.base.with_values(small),
-            "parameters": kept,
-            "points": [],
-            "warm_start": [],
-            "data": DataSpec(validation=512, train_subset=512),
-            "search": self.search.model_copy(update={"num_trials": 2}),
-            "scheduler": self.scheduler.model_copy(update={"grace_period": 1, "brackets": 1}),
-            "resources": ResourceSpec(),
-            "refit": RefitSpec(top_k=1, folds=2),
-            "stand_in": 512,
-        }
-        return _valid_part(dict(self) | changes)
-
-
-SMALL_FAMILIES = ("resnet", "speednet")
-"""Networks that take images of 16 pixels; others may need those that they were given."""
-
-
-def _valid_part(values: Mapping[str, Any]) -> SearchSpace:
-    """The space of `values`, without the parameters that have no place in it."""
-    try:
-        return SearchSpace.model_validate(values)
-    except ValidationError as error:
-        wrong = {w[1] for w in describe(error, SearchSpace, values) if w[0] == "parameters"}
-        if not wrong:
-            raise
-    # What a parameter needed to act, or to exist, is no longer searched.
-    kept = {name: p for name, p in values["parameters"].items() if name not in wrong}
-    return _valid_part({**values, "parameters": kept})
 
 
 def _is_int(name: str) -> bool:

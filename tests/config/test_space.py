@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 import yaml
 
-from cifartune.config import SearchSpace
+from cifartune.config import SearchSpace, smoke_space
 from cifartune.config.load import parse_space
 from cifartune.errors import UserError
 
@@ -209,19 +209,19 @@ def test_a_smoke_space_leaves_out_what_acts_after_its_only_epoch() -> None:
         "optimizer.name": {"values": ["sgd", "adamw"]},
     }
     space = SearchSpace.model_validate({"name": "late", "base": {}, "parameters": parameters})
-    assert set(space.smoke().parameters) == {"optimizer.name"}
+    assert set(smoke_space(space).parameters) == {"optimizer.name"}
     parameters["schedule.name"] = {"values": ["one_cycle", "cosine"]}
     del parameters["schedule.patience"]
     plateau = {"schedule": {"name": "plateau"}}
     lowering = {"schedule.gamma": {"values": [0.1, 0.5]}, "optimizer.lr": {"values": [0.1, 0.2]}}
     space = SearchSpace.model_validate({"name": "late", "base": plateau, "parameters": lowering})
-    assert set(space.smoke().parameters) == {"optimizer.lr"}
+    assert set(smoke_space(space).parameters) == {"optimizer.lr"}
     space = SearchSpace.model_validate({"name": "late", "base": {}, "parameters": parameters})
-    assert set(space.smoke().parameters) == {"schedule.name", "optimizer.name"}
+    assert set(smoke_space(space).parameters) == {"schedule.name", "optimizer.name"}
 
 
 def test_a_smoke_space_is_valid_and_small() -> None:
-    smoke = parse_space(RESNET, source="resnet").smoke()
+    smoke = smoke_space(parse_space(RESNET, source="resnet"))
     assert SearchSpace.model_validate(smoke.model_dump()) == smoke
     assert smoke.name == "resnet-smoke"
     assert (smoke.base.epochs, smoke.base.batch_size, smoke.base.model.resolution) == (2, 128, 16)
@@ -243,7 +243,7 @@ def test_a_smoke_space_is_valid_and_small() -> None:
 
 def test_smoke_changes_nothing_else() -> None:
     full = space(name="a" * 100, search={"seed": 7, "sampler": "random"})
-    smoke = full.smoke()
+    smoke = smoke_space(full)
     assert smoke.search.seed == 7
     assert smoke.search.sampler == "random"
     assert smoke.base.model.name == "speednet"
@@ -252,7 +252,7 @@ def test_smoke_changes_nothing_else() -> None:
 
 def test_a_smoke_run_drops_what_no_longer_acts() -> None:
     """With the epochs fixed, the strength is 0 for good, and the crop does nothing."""
-    smoke = space(
+    full = space(
         base={"augment": {"strength": 0.0}, "epochs": 3},
         parameters={
             "epochs": {"values": [3, 5]},
@@ -260,8 +260,8 @@ def test_a_smoke_run_drops_what_no_longer_acts() -> None:
             "augment.crop": {"min": 0, "max": 8},
             "optimizer.lr": {"min": 0.01, "max": 1.0},
         },
-    ).smoke()
-    assert smoke.parameters.keys() == {"optimizer.lr"}
+    )
+    assert smoke_space(full).parameters.keys() == {"optimizer.lr"}
 
 
 @pytest.mark.parametrize(
@@ -270,7 +270,8 @@ def test_a_smoke_run_drops_what_no_longer_acts() -> None:
 def test_a_smoke_run_shrinks_images_only_where_that_is_known_to_work(
     name: str, resolution: int
 ) -> None:
-    assert space(base={"model": {"name": name}}).smoke().base.model.resolution == resolution
+    smoke = smoke_space(space(base={"model": {"name": name}}))
+    assert smoke.base.model.resolution == resolution
     searched = {"model.name": {"values": [name, "resnet34"]}}
     both = space(base={"model": {"name": name}}, parameters=searched)
-    assert both.smoke().base.model.resolution == resolution
+    assert smoke_space(both).base.model.resolution == resolution

@@ -7,7 +7,7 @@ import pytest
 from pydantic import ValidationError
 from searches import QUICK
 
-from cifartune.config import Recipe, SearchSpace
+from cifartune.config import Recipe, SearchSpace, smoke_space
 from cifartune.config.load import load_space
 from cifartune.planning import Plan, make_plan, recipes_to_measure
 from cifartune.planning.rehearsal import rehearse
@@ -137,7 +137,7 @@ def test_epochs_of_the_refit_may_differ() -> None:
 
 
 def test_a_smoke_run_is_planned_on_its_own_images() -> None:
-    plan = plan_of(load_space(QUICK).smoke())
+    plan = plan_of(smoke_space(load_space(QUICK)))
     assert plan.refit_images == 2 * 2 * (512 + 512) // 2
     assert plan.total < 60
 
