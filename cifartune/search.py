@@ -33,6 +33,13 @@ if TYPE_CHECKING:  # torch and ray are loaded while Ray's processes start
     from cifartune.tuning.slots import SlotPool
 
 
+PATIENCE = 30
+"""How many times longer than planned an epoch may take before it is taken to hang."""
+
+LEAST_PATIENCE = 600.0
+"""Seconds that it may take at the least: compiling counts, and other work on the machine."""
+
+
 class Search:
     """One search in its folder, from the first trial to the summary.
 
@@ -141,6 +148,7 @@ class Search:
                 self._splits = self._make_splits()
                 if not run.plan.exists():
                     self._look_ahead(pool)
+                pool.patience = self._patience()
                 self._tracker.check()
                 self._clock.add("start", time.monotonic() - self._started)
                 yield pool
@@ -165,6 +173,14 @@ class Search:
             self._point_out("" if number else "plan", line)
         for number, line in enumerate(savings_lines(plan)):
             self._point_out("" if number else "to be faster", line)
+
+    def _patience(self) -> float:
+        """Seconds after which an epoch that has not ended is taken to hang."""
+        wanted = self.space.resources.epoch_timeout
+        if wanted != "auto":
+            return wanted
+        longest: float = json.loads(self.run_folder.plan.read_text()).get("longest_epoch", 0.0)
+        return max(LEAST_PATIENCE, PATIENCE * longest)
 
     def _make_splits(self) -> Splits:
         """The search's splits: drawn once, then read, so that a resumed search sees the same."""

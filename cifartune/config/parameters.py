@@ -42,6 +42,9 @@ def _is_close(value: float, other: Any) -> bool:
 MOST_STEPS = 100_000
 """Steps of a range at the most: each value may be listed."""
 
+NARROWEST = 1e-9
+"""The width of a range, as a share of its upper bound, below which samplers fail."""
+
 
 class Conditional(Section):
     """A parameter that may exist only under certain values of others."""
@@ -77,6 +80,10 @@ class Range(Conditional):
     def _check(self) -> "Range":
         if self.min >= self.max:
             raise ValueError(f"min must be less than max, got {self.min:g} and {self.max:g}")
+        if self.max - self.min < NARROWEST * abs(self.max):
+            raise ValueError(
+                f"min and max must differ by more than rounding, got {self.min!r} and {self.max!r}"
+            )
         if self.log and self.min <= 0:
             raise ValueError(f"min must be above 0 where log is true, got {self.min:g}")
         if self.log and self.step is not None:

@@ -116,6 +116,10 @@ def _seconds(value: Any) -> Any:
     return value
 
 
+def _seconds_or_auto(value: Any) -> Any:
+    return value if value == "auto" else _seconds(value)
+
+
 class SearchSpec(Section):
     """How candidates are proposed."""
 
@@ -176,6 +180,13 @@ class ResourceSpec(Section):
     )
     gpus: Literal["auto"] | Annotated[float, Field(ge=0)] = Field(
         "auto", description="GPUs, or the share of one, a trial."
+    )
+    epoch_timeout: Annotated[
+        Literal["auto"] | Annotated[float, Field(gt=0)], BeforeValidator(_seconds_or_auto)
+    ] = Field(
+        "auto",
+        description="Time that an epoch may take, such as 30m, before its process is taken to "
+        "hang, and killed; auto: 30 times what it should take, and ten minutes at least.",
     )
 
 

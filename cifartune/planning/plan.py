@@ -52,6 +52,7 @@ class Plan:
         refit_images: Training images that these epochs see.
         start: Until the first trial begins.
         first_epoch: From there to the first result.
+        longest_epoch: What an epoch takes, at the most, with all that comes before and after it.
         search: All trials, bounded by the time budget.
         time_budget: The bound; None: there is none.
         refit: The cross-validation, which the time budget does not bound.
@@ -77,6 +78,7 @@ class Plan:
     refit_images: float
     start: float
     first_epoch: float
+    longest_epoch: float
     search: float
     time_budget: float | None
     refit: float
@@ -187,6 +189,7 @@ def make_plan(
         refit_images=refit_epochs * space.refit_images * (folds - 1) / folds,
         start=start,
         first_epoch=costs.trial(space.base, 1),
+        longest_epoch=max(costs.whole_epoch(recipe) for recipe, _ in costs.measured),
         search=search,
         time_budget=space.search.time_budget,
         refit=refit,
@@ -238,6 +241,12 @@ class _Costs:
         trained = _epochs(cost, recipe.last_epoch, images - held_out, held_out)
         predicted = recipe.views * held_out / (cost.predict_rate or cost.eval_rate)
         return cost.build_seconds + trained + predicted * (1 + _snapshots(recipe))
+
+    def whole_epoch(self, recipe: Recipe) -> float:
+        """Seconds of the first epoch on all images of the refit, and of what follows the last."""
+        cost, images = self.of(recipe), self._space.refit_images
+        rest = _epochs(cost, 1, images, images) + cost.build_seconds
+        return rest + recipe.views * images / (cost.predict_rate or cost.eval_rate)
 
     def name(self, recipe: Recipe) -> str:
         """What tells a recipe from the others that were measured."""

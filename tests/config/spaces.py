@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from cifartune.config.effects import EFFECTS, FIXED, UNSEARCHED
 from cifartune.config.fields import RecipeField, all_fields
 from cifartune.config.networks import networks
+from cifartune.config.parameters import NARROWEST
 
 # Legal values where a field's type does not list them.
 EXAMPLES: dict[str, list[Any]] = {
@@ -113,7 +114,7 @@ def entries(
     numbers: Any = st.integers if field.kind is int else st.floats
     first = draw(numbers(low, high))
     last = draw(numbers(first, high))
-    if first >= last:
+    if first >= last or last - first < NARROWEST * abs(last):
         return {}
     entry: Tree = {"min": first, "max": last}
     return entry | {"log": True} if form == "log" else entry
@@ -392,7 +393,11 @@ def extras(draw: st.DrawFn) -> Tree:
     if draw(st.booleans()):
         found["refit"] = {"top_k": draw(st.integers(1, 9)), "folds": draw(st.integers(2, 20))}
     if draw(st.booleans()):
-        found["resources"] = {"cpus": draw(st.sampled_from(["auto", 1, 0.5])), "gpus": 0}
+        found["resources"] = {
+            "cpus": draw(st.sampled_from(["auto", 1, 0.5])),
+            "gpus": 0,
+            "epoch_timeout": draw(st.sampled_from(["auto", 90, "2h"])),
+        }
     return found
 
 

@@ -70,6 +70,14 @@ def error(text: str) -> str:
         ("resources: {cpus: many}", "resources.cpus: must be auto or a number, got 'many'"),
         ("resources: {cpus: 0}", "resources.cpus: must be auto or above 0, got 0"),
         (
+            "resources: {epoch_timeout: soon}",
+            "resources.epoch_timeout: must be a time such as 90s, 30m, 2h or 1d, got 'soon'",
+        ),
+        (
+            "resources: {epoch_timeout: 0}",
+            "resources.epoch_timeout: must be auto or above 0, got 0",
+        ),
+        (
             "search: {max_concurrent: lots}",
             "search.max_concurrent: must be auto or a whole number, got 'lots'",
         ),

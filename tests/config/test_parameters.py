@@ -17,6 +17,10 @@ def test_a_range_contains_its_bounds_and_its_grid() -> None:
     ("values", "rule"),
     [
         ({"min": 1, "max": 1}, "min must be less than max, got 1 and 1"),
+        (
+            {"min": 0.0005, "max": 0.0005000000000000001},
+            "min and max must differ by more than rounding, got 0.0005 and 0.0005000000000000001",
+        ),
         ({"min": 0, "max": 1, "log": True}, "min must be above 0 where log is true, got 0"),
         ({"min": 1, "max": 3, "log": True, "step": 1}, "log and step exclude each other"),
         ({"min": 0, "max": 1, "step": 0.3}, "max must be min plus a multiple of step, got 1"),

@@ -148,8 +148,9 @@ def test_the_mode_follows_from_the_metric() -> None:
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("1.5m", 90), ("2 h", 7200), (9, 9)])
-def test_a_time_budget_has_a_unit(text: str | int, seconds: float) -> None:
+def test_a_time_has_a_unit(text: str | int, seconds: float) -> None:
     assert space(search={"time_budget": text}).search.time_budget == seconds
+    assert space(resources={"epoch_timeout": text}).resources.epoch_timeout == seconds
 
 
 def test_parameters_are_ordered_by_their_conditions() -> None:

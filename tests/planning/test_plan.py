@@ -109,6 +109,12 @@ def test_the_first_result_is_foreseen() -> None:
     assert plan_of(make_space()).first_epoch == 2 + 12
 
 
+def test_the_longest_epoch_is_foreseen() -> None:
+    """The build, 50,000 images trained and evaluated, a checkpoint, and two views predicted."""
+    base = {"model": {"name": "speednet_small"}, "epochs": 4, "batch_size": 100, "tta": "flip"}
+    assert plan_of(make_space(base=base)).longest_epoch == 2 + 50 + 10 + 1 + 2 * 10
+
+
 def test_a_long_search_is_extrapolated() -> None:
     plan = plan_of(make_space(search={"num_trials": 640, "sampler": "random"}))
     assert plan.epochs == 640 * 4
