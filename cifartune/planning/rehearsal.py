@@ -81,16 +81,14 @@ def _rehearse(
         epoch = len(trial.intermediate_values) + 1
         value = sign * curves.value(number, trial.params, epoch / recipe.epochs)
         result = {"epoch": epoch, metric: value}
-        study.annotate(
-            number, {target.metric: value for target in space.targets} | trial.user_attrs
-        )
+        metrics: dict[str, float] = {target.metric: value for target in space.targets}
         if epoch == recipe.last_epoch:
-            study.record(number, epoch, value)
+            study.record(number, epoch, value, metrics)
             scheduler.on_trial_complete(None, handle, result)
             study.complete(number)
             continue
         decision = scheduler.on_trial_result(None, handle, result)
-        study.record(number, epoch, value)
+        study.record(number, epoch, value, metrics)
         if decision == TrialScheduler.CONTINUE:
             running.append((number, handle))
         else:

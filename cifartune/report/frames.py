@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from cifartune.tuning.study import TrialStudy, kept_epoch
+from cifartune.tuning.study import METRICS, TrialStudy, kept_epoch
 
 
 def trials_frame(study: TrialStudy) -> pd.DataFrame:
@@ -14,7 +14,9 @@ def trials_frame(study: TrialStudy) -> pd.DataFrame:
     rows = []
     for trial in study.trials:
         epochs = trial.intermediate_values
-        metrics = {k: v for k, v in trial.user_attrs.items() if k not in ("failure", "message")}
+        attributes = {METRICS: {}} | trial.user_attrs
+        # Of a trial that is under way the metrics are one attribute, of others many.
+        metrics = attributes.pop(METRICS) | attributes
         rows.append(
             {
                 "trial": trial.number,
@@ -24,7 +26,7 @@ def trials_frame(study: TrialStudy) -> pd.DataFrame:
                 "failure": trial.user_attrs.get("failure"),
                 "message": trial.user_attrs.get("message"),
                 "recipe_id": study.recipe(trial).id,
-                **metrics,
+                **{k: v for k, v in metrics.items() if k not in ("failure", "message")},
                 **study.recipe(trial).flat(),
             }
         )

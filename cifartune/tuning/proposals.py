@@ -1,5 +1,6 @@
 """What to try next: a pure function of the space, its seed, and the trials so far."""
 
+import copy
 import warnings
 from collections.abc import Mapping, Sequence
 from itertools import islice
@@ -43,6 +44,7 @@ class Proposer:
     def __init__(self, space: SearchSpace, warm_start: Sequence[FrozenTrial] = ()) -> None:
         self.space = space
         self._warm_start = list(warm_start)
+        self._record = _Record(self._directions(), self._warm_start)
         self._ordered = space.ordered_parameters()
         self._distributions = {name: distribution(name, p) for name, p in self._ordered.items()}
         grid = space.grid()
@@ -61,7 +63,9 @@ class Proposer:
         if number <= len(self.space.points):
             given = self.space.points[number - 1] if number else {}
             return self._ask(trials, self.space.point({**self.space.base.flat(), **given}))
-        tried = {_key(t.params) for t in trials if t.state is not TrialState.FAIL}
+        tried = set()
+        if self._grid is not None:
+            tried = {_key(t.params) for t in trials if t.state is not TrialState.FAIL}
         if self._grid is not None and len(self._grid) <= GRID_LIMIT:
             unseen = [point for point in self._grid if _key(point) not in tried]
             if not unseen:
@@ -84,14 +88,13 @@ class Proposer:
         point: Mapping[str, Any] | None = None,
         attempt: int = 0,
     ) -> FrozenTrial:
-        """Samples one trial, or takes `point`, in a study that is made for this alone."""
+        """Samples one trial, or takes `point`."""
         number = len(trials)
-        directions = [
-            StudyDirection.MAXIMIZE if t.mode == "max" else StudyDirection.MINIMIZE
-            for t in self.space.targets
-        ]
-        study = optuna.create_study(storage=InMemoryStorage(), directions=directions)
-        study.add_trials(self._history(trials))
+        if self._learns_from_all:
+            study = self._record.of(trials)
+        else:
+            study = optuna.create_study(storage=InMemoryStorage(), directions=self._directions())
+            study.add_trials(self._as_complete(trials))
         if point is not None:
             study.enqueue_trial(dict(point))
             study.sampler = RandomSampler(seed=0)
@@ -102,15 +105,26 @@ class Proposer:
         for name, parameter in self._ordered.items():
             if parameter.applies(sampled):
                 sampled[name] = trial._suggest(name, self._distributions[name])
-        return study.get_trials(deepcopy=False)[-1]
+        return copy.deepcopy(trial.storage.get_trial(trial._trial_id))
 
-    def _history(self, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-        """The trials as the sampler has to see them."""
+    def _directions(self) -> list[StudyDirection]:
+        return [
+            StudyDirection.MAXIMIZE if t.mode == "max" else StudyDirection.MINIMIZE
+            for t in self.space.targets
+        ]
+
+    @property
+    def _learns_from_all(self) -> bool:
+        """Whether the sampler knows what to make of trials that were stopped, or failed."""
+        return self.space.search.sampler not in ("gp", "cmaes") and len(self.space.targets) == 1
+
+    def _as_complete(self, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+        """The trials as samplers have to see them that learn from complete ones alone.
+
+        One that was stopped counts with what it reached, and one that broke a constraint before it
+        had a value, as if it were the worst.
+        """
         history = [*self._warm_start, *trials]
-        if self.space.search.sampler not in ("gp", "cmaes") and len(self.space.targets) == 1:
-            return history
-        # These learn from complete trials alone: one that was stopped counts with what it reached,
-        # and one that broke a constraint before it had a value, as if it were the worst.
         values = np.array([t.values for t in history if t.values])
         signs = np.array([1 if t.mode == "max" else -1 for t in self.space.targets])
         worst = (signs * (signs * values).min(axis=0)).tolist() if len(values) else None
@@ -174,6 +188,62 @@ class Proposer:
             point = self.space.point(values)
             if self._grid is None or _key(point) not in tried:
                 return point
+
+
+class _Record:
+    """A study for samplers to read, which is brought up to date and not made anew.
+
+    To copy ten thousand trials takes a second, and a proposal a tenth. What samplers do not look at
+    is left out.
+
+    Args:
+        directions: Of the objectives.
+        before: Trials that come before all others.
+    """
+
+    def __init__(self, directions: Sequence[StudyDirection], before: Sequence[FrozenTrial]) -> None:
+        self._directions = directions
+        self._before = before
+        self._known: list[FrozenTrial] = []
+        self._ids: list[int] = []
+        self._forget()
+
+    def of(self, trials: Sequence[FrozenTrial]) -> optuna.Study:
+        """The study of `trials`, in which one trial may be asked for until the next call."""
+        if self._is_another(trials):
+            self._forget()
+        # What was asked for is not a trial yet: samplers do not look at those that failed.
+        recorded = set(self._ids)
+        for asked in self._study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
+            if asked._trial_id not in recorded:
+                self._storage.set_trial_state_values(asked._trial_id, TrialState.FAIL)
+        for here, old, new in zip(self._ids, self._known, trials, strict=False):
+            if new.state.is_finished() and not old.state.is_finished():
+                self._finish(here, new)
+        for trial in trials[len(self._known) :]:
+            self._ids.append(self._storage.create_new_trial(self._study._study_id, trial))
+        self._known = list(trials)
+        return self._study
+
+    def _is_another(self, trials: Sequence[FrozenTrial]) -> bool:
+        """Whether these are not the trials of before, later."""
+        return len(trials) < len(self._known) or any(
+            new is not old and (old.state.is_finished() or new.params != old.params)
+            for old, new in zip(self._known, trials, strict=False)
+        )
+
+    def _forget(self) -> None:
+        self._storage = InMemoryStorage()
+        self._study = optuna.create_study(storage=self._storage, directions=self._directions)
+        self._study.add_trials(self._before)
+        self._known, self._ids = [], []
+
+    def _finish(self, trial_id: int, trial: FrozenTrial) -> None:
+        for epoch, value in trial.intermediate_values.items():
+            self._storage.set_trial_intermediate_value(trial_id, epoch, value)
+        for key, attribute in trial.system_attrs.items():
+            self._storage.set_trial_system_attr(trial_id, key, attribute)
+        self._storage.set_trial_state_values(trial_id, trial.state, trial.values)
 
 
 def distribution(name: str, parameter: Range | Choice) -> BaseDistribution:

@@ -18,7 +18,7 @@ from cifartune.events import Observer
 from cifartune.tuning.messages import Failed
 from cifartune.tuning.schedulers import Unpickled, make_scheduler, tune_metric
 from cifartune.tuning.slots import SlotPool
-from cifartune.tuning.study import Proposal, SpaceExhausted, TrialStudy
+from cifartune.tuning.study import METRICS, Proposal, SpaceExhausted, TrialStudy
 from cifartune.tuning.trainable import Trial
 
 FEW = 10
@@ -181,9 +181,9 @@ class _Ledger(Unpickled, tune.Callback):
             return
         epoch = result["epoch"]
         metrics = result["metrics"]
-        before = self._study.trials[number].user_attrs.get("seconds", 0.0)
-        self._study.annotate(number, {**metrics, "seconds": before + metrics["seconds"]})
-        self._study.record(number, epoch, metrics[self._metric])
+        before = self._study.trials[number].user_attrs.get(METRICS, {}).get("seconds", 0.0)
+        all_epochs = {**metrics, "seconds": before + metrics["seconds"]}
+        self._study.record(number, epoch, metrics[self._metric], all_epochs)
         for observer in self._observers:
             observer.epoch_ended(number, epoch, metrics)
 

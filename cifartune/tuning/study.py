@@ -21,6 +21,9 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 FAILURE_CONSTRAINT = "failed"
 """The constraint that a trial breaks whose recipe fails: above 0 means infeasible."""
 
+METRICS = "metrics"
+"""The attribute that holds an unfinished trial's metrics of its last epoch."""
+
 REFUSED = "refused"
 """The kind of failure of a recipe that breaks a constraint of the space; it is never trained."""
 
@@ -194,9 +197,21 @@ class TrialStudy:
             return []
         return study.get_trials()
 
-    def record(self, number: int, epoch: int, value: float) -> None:
-        """Writes the objective's value of trial `number` after `epoch`."""
+    def record(
+        self, number: int, epoch: int, value: float, metrics: Mapping[str, float] | None = None
+    ) -> None:
+        """Writes the objective's value of trial `number` after `epoch`.
+
+        Args:
+            number: The trial.
+            epoch: Counted from 1.
+            value: The objective's, or of several the one's that stops trials.
+            metrics: What else was measured. The last epoch's become attributes of the trial when it
+                ends; until then they are one, `METRICS`, since each takes a transaction.
+        """
         for storage, trial_id in self._ids(number):
+            if metrics is not None:
+                storage.set_trial_user_attr(trial_id, METRICS, dict(metrics))
             storage.set_trial_intermediate_value(trial_id, epoch, value)
 
     def annotate(self, number: int, attributes: Mapping[str, Any]) -> None:
@@ -226,6 +241,9 @@ class TrialStudy:
         self._end(number, TrialState.FAIL)
 
     def _end(self, number: int, state: TrialState) -> None:
+        trial = self.trials[number]
+        last = trial.user_attrs.get(METRICS, {})
+        self.annotate(number, {k: v for k, v in last.items() if k not in trial.user_attrs})
         trial = self.trials[number]
         has_values = trial.intermediate_values and state is not TrialState.FAIL
         values = [self._last(trial, t.metric) for t in self.space.targets] if has_values else None

@@ -5,6 +5,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from optuna.trial import FrozenTrial, TrialState
 
@@ -94,6 +95,36 @@ def test_the_proposal_is_the_same_after_a_restart(sampler: str, tmp_path: Path) 
     run(TrialStudy(space, url=url), 5)
     run(TrialStudy(space, url=url), 4)
     assert params(run(TrialStudy(space, url=url), 3)) == unbroken
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random"])
+def test_a_proposal_depends_on_the_trials_alone(sampler: str) -> None:
+    """Whatever the proposer saw before: what it keeps is only to be faster."""
+    space = make_space(search={"sampler": sampler, "num_trials": 40})
+    used, study = Proposer(space), TrialStudy(space)
+    histories: list[list[FrozenTrial]] = []
+    running: list[int] = []
+    random = np.random.default_rng(0)
+
+    def proposed(proposer: Proposer, trials: Sequence[FrozenTrial]) -> dict[str, Any]:
+        trial = proposer.propose(trials)
+        assert trial is not None
+        return trial.params
+
+    for _ in range(30):
+        histories.append(study.trials)
+        expected = proposed(Proposer(space), study.trials)
+        assert [proposed(used, study.trials) for _ in range(2)] == [expected] * 2
+        running.append(study.propose().number)
+        while len(running) > 3:  # they end in another order than they began, and in every way
+            number = running.pop(random.integers(len(running)))
+            study.record(number, 1, value_of(study.trials[number].params))
+            if number % 5 == 4:
+                study.reject(number, "non_finite_loss", "it broke")
+            else:
+                [study.complete, study.prune, study.prune][number % 3](number)
+    for trials in (histories[20], histories[7], histories[25]):
+        assert proposed(used, trials) == proposed(Proposer(space), trials)
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "gp", "cmaes"])

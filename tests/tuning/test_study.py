@@ -13,6 +13,7 @@ import pytest
 from optuna.trial import FrozenTrial, TrialState
 
 from cifartune.config import SearchSpace
+from cifartune.report.frames import trials_frame
 from cifartune.tuning.study import SpaceExhausted, TrialStudy, is_feasible, kept_epoch, sqlite_url
 
 PARAMETERS: dict[str, Any] = {
@@ -386,3 +387,25 @@ def test_ranges_in_steps_reach_their_ends() -> None:
     assert sorted(drawn) == [0.0, 0.125, 0.25, 0.375, 0.5]  # and none of them twice
     with pytest.raises(SpaceExhausted):
         study.propose()
+
+
+def test_metrics_become_attributes_when_the_trial_ends(tmp_path: Path) -> None:
+    """Of the last epoch; where the facts name another epoch's value, that one."""
+    url = sqlite_url(tmp_path / "study.db")
+    study = TrialStudy(make_space(), url=url, name="x")
+    for end in (study.complete, study.prune):
+        number = study.propose().number
+        for epoch in (1, 2):
+            metrics = {"val_loss": 1.0 / epoch, "seconds": 3.0 * epoch}
+            study.record(number, epoch, epoch / 10, metrics)
+        again = TrialStudy(make_space(), url=url, name="x").trials[number]
+        assert again.user_attrs == {"metrics": {"val_loss": 0.5, "seconds": 6.0}}
+        row = trials_frame(study).iloc[number]
+        assert (row["val_loss"], row["seconds"]) == (0.5, 6.0)
+        if number == 0:
+            study.annotate(number, {"val_loss": 1.0, "kept_epoch": 1})
+        end(number)
+        attributes = TrialStudy(make_space(), url=url, name="x").trials[number].user_attrs
+        assert attributes["val_loss"] == (0.5 if number else 1.0)
+        assert attributes["seconds"] == 6.0
+        assert "metrics" not in trials_frame(study)
