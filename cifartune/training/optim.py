@@ -2,6 +2,7 @@
 
 import math
 from itertools import pairwise
+from typing import Any
 
 import torch
 from timm.optim import create_optimizer_v2
@@ -19,20 +20,22 @@ WARMUP_START = 0.2
 def build_optimizer(network: nn.Module, recipe: OptimizerRecipe) -> torch.optim.Optimizer:
     """The optimiser over the trainable weights; norms and biases get no weight decay.
 
-    `sgd` is timm's: Nesterov momentum. Adam, AdamW and Adamax are torch's, RMSprop is torch's with
-    a smoothing of 0.9; Lion (https://arxiv.org/abs/2302.06675) is timm's. `muon` orthogonalises the
-    momentum of matrices and convolutions (https://kellerjordan.github.io/posts/muon/) and scales
-    its update to AdamW's size, so that both can share a learning rate; the rest is trained by
-    AdamW.
+    `sgd` is timm's: Nesterov momentum. Adam, AdamW, Adamax and RMSprop are torch's; Lion
+    (https://arxiv.org/abs/2302.06675) is timm's. `muon` orthogonalises the momentum of matrices and
+    convolutions (https://kellerjordan.github.io/posts/muon/) and scales its update to AdamW's
+    size, so that both can share a learning rate; the rest is trained by AdamW.
     """
     # Nesterov's momentum of 0 is plain SGD, which torch wants to be asked for.
     name = "momentum" if recipe.name == "sgd" and recipe.momentum == 0 else recipe.name
+    # torch's own, where timm would have 0.9.
+    smoothing: dict[str, Any] = {"alpha": 0.99} if name == "rmsprop" else {}
     optimizer = create_optimizer_v2(
         network,
         opt=name,
         lr=recipe.lr,
         weight_decay=recipe.weight_decay,
         momentum=recipe.momentum,
+        **smoothing,
     )
     if recipe.bias_lr_scale != 1:
         _scale_bias_rates(optimizer, recipe.bias_lr_scale)

@@ -1,5 +1,5 @@
 import math
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import pytest
 import timm.optim
@@ -153,13 +153,16 @@ def test_a_constant_rate_has_a_warm_up_too() -> None:
         ("lion", timm.optim.Lion),
     ],
 )
-def test_an_optimiser_is_what_its_name_says(name: OptimizerName, kind: type) -> None:
+def test_an_optimiser_is_what_its_name_says(name: OptimizerName, kind: Any) -> None:
     recipe = OptimizerRecipe(name=name, lr=0.003, momentum=0.7)
+    torchs = kind([torch.zeros(1)]).defaults
     optimizer = build_optimizer(network(), recipe)
     assert type(optimizer) is kind
     for group in optimizer.param_groups:
         assert group["lr"] == 0.003
         assert group.get("momentum", 0.7) == 0.7
+        for constant in {"alpha", "betas", "eps"} & group.keys():
+            assert group[constant] == torchs[constant]
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
