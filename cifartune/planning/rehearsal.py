@@ -62,7 +62,7 @@ def _rehearse(
     study = TrialStudy(space, warm_start=warm_start)
     scheduler: Any = make_scheduler(study)
     metric, sign = tune_metric(study), 1 if space.target.mode == "max" else -1
-    curves = _Curves(space, derive_seed(space.search.seed, "rehearsal", run))
+    curves = Curves(space, derive_seed(space.search.seed, "rehearsal", run))
     running: list[tuple[int, Handle]] = []
     while True:
         while len(running) < slots and study.trials_left > 0:
@@ -102,7 +102,7 @@ def _rehearse(
     ]
 
 
-class _Curves:
+class Curves:
     """Made-up learning curves over a space.
 
     A recipe's quality falls with the distance of each parameter from a best value, by weights of

@@ -409,3 +409,20 @@ def test_metrics_become_attributes_when_the_trial_ends(tmp_path: Path) -> None:
         assert attributes["val_loss"] == (0.5 if number else 1.0)
         assert attributes["seconds"] == 6.0
         assert "metrics" not in trials_frame(study)
+
+
+def test_an_ended_trial_is_in_the_file_itself(tmp_path: Path) -> None:
+    """What was written since then is beside it, and is lost with the power."""
+    (tmp_path / "whole").mkdir()
+    study = open_study(tmp_path / "whole", make_space())
+    play(study, 1)
+    study.record(study.propose().number, 1, 0.5)
+    (tmp_path / "cut").mkdir()
+    shutil.copy(tmp_path / "whole" / "study.db", tmp_path / "cut")
+    found = open_study(tmp_path / "cut", make_space()).trials
+    assert len(found) == 1
+    whole = study.trials[0]
+    assert (found[0].state, found[0].value) == (TrialState.COMPLETE, whole.value)
+    assert found[0].intermediate_values == whole.intermediate_values != {}
+    again = open_study(tmp_path / "whole", make_space()).trials
+    assert again[1].intermediate_values == {1: 0.5}
