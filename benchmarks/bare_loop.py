@@ -1,6 +1,6 @@
 """The recipe of a file as one would write it out without cifartune: the least that it can cost.
 
-`time_to_accuracy.py` takes from it the rate of a bare step, and `overhead.py` holds the trainer's
+`time_to_accuracy.py` takes from it the rate of a bare step, and `generator.py` holds the trainer's
 generator against it. It knows only what the speed recipe uses.
 """
 

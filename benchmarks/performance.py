@@ -32,7 +32,7 @@ def sections() -> Iterator[str]:
     yield from throughput(load("throughput"))
     yield from time_to_accuracy()
     yield from ablation(load("ablation"))
-    yield from overhead(load("overhead"))
+    yield from generator(load("generator"))
     yield from augmentation(load("augmentation"))
 
 
@@ -102,7 +102,7 @@ def ablation(result: Result | None) -> Iterator[str]:
     yield f"\n{source(result, 'ablation')}"
 
 
-def overhead(result: Result | None) -> Iterator[str]:
+def generator(result: Result | None) -> Iterator[str]:
     """The generator beside a loop by hand."""
     yield "\n## The generator beside a loop by hand\n"
     if result is None:
@@ -112,7 +112,7 @@ def overhead(result: Result | None) -> Iterator[str]:
         f"The recipe of {result['file']}, epochs of {result['images']:,} images in turns, "
         f"{where(result)}: the trainer takes {result['median']:.3f} times as long (median of "
         f"{len(result['ratios'])} pairs, from {min(result['ratios']):.3f} to "
-        f"{max(result['ratios']):.3f}). Bar: 1.05.\n\n{source(result, 'overhead')}"
+        f"{max(result['ratios']):.3f}). Bar: 1.05.\n\n{source(result, 'generator')}"
     )
 
 
