@@ -30,7 +30,7 @@ from cifartune.events import Observer
 from cifartune.logs import log_to
 from cifartune.training import SplitImages, Trainer
 from cifartune.tuning.cluster import cluster, load_ray
-from cifartune.tuning.study import TrialStudy, sqlite_url
+from cifartune.tuning.study import TrialStudy, attributes, sqlite_url
 
 IMAGES = 200
 ENDS = 50
@@ -95,7 +95,7 @@ class Watcher(Observer):
     def trial_ended(self, trial: FrozenTrial) -> None:
         """Called by the search after each trial."""
         self.ends.append(time.perf_counter())
-        self.trained.append(trial.user_attrs["seconds"])
+        self.trained.append(attributes(trial)["seconds"])
         memory, cpu = self._used()
         self.memory.append(memory)
         self.cpu.append(cpu)

@@ -25,7 +25,7 @@ from cifartune.runs import RunFolder
 from cifartune.statistics import Accuracy
 from cifartune.tracking import MlflowTracker
 from cifartune.tuning.cluster import cluster, load_ray
-from cifartune.tuning.study import TrialStudy, sqlite_url
+from cifartune.tuning.study import TrialStudy, attributes, sqlite_url
 from cifartune.tuning.warm_start import load_warm_start
 
 if TYPE_CHECKING:  # torch and ray are loaded while Ray's processes start
@@ -208,7 +208,7 @@ class Search:
         if self._stop.is_set():
             raise Interrupted
         if not self._study.best():
-            failures = [trial.user_attrs.get("message") for trial in self._study.trials]
+            failures = [attributes(trial).get("message") for trial in self._study.trials]
             reason = next(filter(None, failures), "the time budget ended before the first epoch")
             raise UserError(f"no trial succeeded; the first failure: {reason}")
 

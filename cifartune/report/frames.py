@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from cifartune.tuning.study import METRICS, TrialStudy, kept_epoch
+from cifartune.tuning.study import TrialStudy, attributes, kept_epoch
 
 
 def trials_frame(study: TrialStudy) -> pd.DataFrame:
@@ -14,19 +14,17 @@ def trials_frame(study: TrialStudy) -> pd.DataFrame:
     rows = []
     for trial in study.trials:
         epochs = trial.intermediate_values
-        attributes = {METRICS: {}} | trial.user_attrs
-        # Of a trial that is under way the metrics are one attribute, of others many.
-        metrics = attributes.pop(METRICS) | attributes
+        known = attributes(trial)
         rows.append(
             {
                 "trial": trial.number,
                 "state": trial.state.name,
                 "trained_epochs": max(epochs, default=0),
                 "value": epochs[kept_epoch(trial)] if epochs else None,
-                "failure": trial.user_attrs.get("failure"),
-                "message": trial.user_attrs.get("message"),
+                "failure": known.pop("failure", None),
+                "message": known.pop("message", None),
                 "recipe_id": study.recipe(trial).id,
-                **{k: v for k, v in metrics.items() if k not in ("failure", "message")},
+                **known,
                 **study.recipe(trial).flat(),
             }
         )

@@ -16,7 +16,13 @@ from cifartune.report.planned import used_table
 from cifartune.report.tables import Row, short, show, show_time, trials_table
 from cifartune.runs import RunFolder
 from cifartune.statistics import Accuracy
-from cifartune.tuning.study import REFUSED, TrialStudy, is_feasible, kept_epoch
+from cifartune.tuning.study import (
+    REFUSED,
+    TrialStudy,
+    attributes,
+    is_feasible,
+    kept_epoch,
+)
 
 LEADERBOARD = 10
 
@@ -34,7 +40,7 @@ def outcome(
     """What result.json holds; accuracies are shares in [0, 1]."""
     winner, space = candidates[0], study.space
     trials = study.trials
-    trained = [t for t in trials if t.user_attrs.get("failure") != REFUSED]
+    trained = [t for t in trials if attributes(t).get("failure") != REFUSED]
     states = [trial.state for trial in trained]
     return {
         "name": run.name,
@@ -44,8 +50,8 @@ def outcome(
         "winner_trial": winner.number,
         "baseline": space.base.model_dump(exclude={"seed"}),
         "changed": changes(space.base, winner.recipe, space),
-        "validation_accuracy": trials[winner.number].user_attrs.get("val_accuracy"),
-        "baseline_validation_accuracy": trials[0].user_attrs.get("val_accuracy"),
+        "validation_accuracy": attributes(trials[winner.number]).get("val_accuracy"),
+        "baseline_validation_accuracy": attributes(trials[0]).get("val_accuracy"),
         "cv_accuracy": winner.accuracy.as_dict(),
         "fold_accuracies": winner.fold_accuracies,
         "candidates": [
@@ -109,7 +115,7 @@ def _used(
         "all_images": epochs * space.train_images
         + refit_epochs * space.refit_images * (folds - 1) // folds,
         **{stage: seconds.get(stage) for stage in ("start", "search", "refit", "total")},
-        "memory": max((t.user_attrs.get("memory_bytes", 0) for t in study.trials), default=0),
+        "memory": max((attributes(t).get("memory_bytes", 0) for t in study.trials), default=0),
         "disk": sum(file.stat().st_size for file in files) + logged,
     }
 

@@ -12,6 +12,7 @@ from rich.text import Text
 from cifartune.config import Recipe, SearchSpace
 from cifartune.events import Observer
 from cifartune.report.tables import Row, show, trials_table
+from cifartune.tuning.study import attributes
 
 ROWS = 15
 """Trials in the live table: those that run, then the best."""
@@ -65,9 +66,9 @@ class Progress(Observer):
             return  # over before it began
         row = self._rows[trial.number]
         ends = {"COMPLETE": "complete", "PRUNED": "stopped", "FAIL": "failed"}
-        failure = str(trial.user_attrs.get("failure", ""))
+        failure = str(attributes(trial).get("failure", ""))
         row.state = failure.replace("_", " ") or ends[trial.state.name]
-        message = trial.user_attrs.get("message")
+        message = attributes(trial).get("message")
         self._line(f"trial {trial.number:3}  {row.state}" + (f": {message}" if message else ""))
 
     def refit_started(self, number: int, recipe: Recipe, folds: int) -> None:

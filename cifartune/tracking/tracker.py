@@ -20,7 +20,10 @@ from cifartune.config import Recipe
 from cifartune.errors import UserError
 from cifartune.events import Observer
 from cifartune.runs import RunFolder
-from cifartune.tuning.study import is_feasible
+from cifartune.tuning.study import (
+    attributes,
+    is_feasible,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -143,10 +146,10 @@ class MlflowTracker(Observer):
     def trial_ended(self, trial: FrozenTrial) -> None:
         def end() -> None:
             key = f"trial-{trial.number}"
-            facts = {k: v for k, v in trial.user_attrs.items() if isinstance(v, str)}
+            facts = {k: v for k, v in attributes(trial).items() if isinstance(v, str)}
             feasible = is_feasible(trial)
             self._tag(key, {"state": trial.state.name, "feasible": feasible, **facts})
-            end = {k: v for k, v in trial.user_attrs.items() if k in ("params", "kept_epoch")}
+            end = {k: v for k, v in attributes(trial).items() if k in ("params", "kept_epoch")}
             if trial.value is not None:
                 end["objective"] = trial.values[0]
             self._log(key, end, 0)

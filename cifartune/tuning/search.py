@@ -18,7 +18,7 @@ from cifartune.events import Observer
 from cifartune.tuning.messages import Failed
 from cifartune.tuning.schedulers import Unpickled, make_scheduler, tune_metric
 from cifartune.tuning.slots import SlotPool
-from cifartune.tuning.study import METRICS, Proposal, SpaceExhausted, TrialStudy
+from cifartune.tuning.study import Proposal, SpaceExhausted, TrialStudy, attributes
 from cifartune.tuning.trainable import Trial
 
 FEW = 10
@@ -181,7 +181,7 @@ class _Ledger(Unpickled, tune.Callback):
             return
         epoch = result["epoch"]
         metrics = result["metrics"]
-        before = self._study.trials[number].user_attrs.get(METRICS, {}).get("seconds", 0.0)
+        before = attributes(self._study.trials[number]).get("seconds", 0.0)
         all_epochs = {**metrics, "seconds": before + metrics["seconds"]}
         self._study.record(number, epoch, metrics[self._metric], all_epochs)
         for observer in self._observers:
@@ -210,7 +210,7 @@ class _Ledger(Unpickled, tune.Callback):
         shutil.rmtree(self._folder / str(number), ignore_errors=True)
         trial = self._study.trials[number]
         self._ended += 1
-        if "failure" in trial.user_attrs:
+        if "failure" in attributes(trial):
             self._failed.append(number)
             self._look_for_hope()
         for observer in self._observers:
@@ -219,13 +219,12 @@ class _Ledger(Unpickled, tune.Callback):
     def _look_for_hope(self) -> None:
         if len(self._failed) < max(FEW, NEARLY_ALL * self._ended):
             return
-        trials = [self._study.trials[number] for number in self._failed]
-        kinds = Counter(trial.user_attrs["failure"].replace("_", " ") for trial in trials)
+        known = [attributes(self._study.trials[number]) for number in self._failed]
+        kinds = Counter(facts["failure"].replace("_", " ") for facts in known)
         told = ", ".join(f"{count} by {kind}" for kind, count in kinds.most_common())
-        first = trials[0].user_attrs["message"]
         self.hopeless = (
             f"{len(self._failed)} of {self._ended} trials failed ({told}), so the search is given "
-            f"up; the first, trial {trials[0].number}: {first}"
+            f"up; the first, trial {self._failed[0]}: {known[0]['message']}"
         )
 
 

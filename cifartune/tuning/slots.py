@@ -1,5 +1,6 @@
 """Warm slots: Ray Train worker groups that are started once and train job after job."""
 
+import gc
 import logging
 import os
 import signal
@@ -299,6 +300,9 @@ def _take_jobs(config: dict[str, Any]) -> None:
     from cifartune.tuning.probe import run_probe
 
     torch.set_num_threads(config["threads"])
+    # Each job is followed by a collection, which need not look at what was imported.
+    gc.collect()
+    gc.freeze()
     board = config["board"]
     seat = Seat(ray.get_runtime_context().get_node_id(), os.getpid())
     while (job := ray.get(board.take.remote(config["slot"], seat))) is not None:

@@ -22,8 +22,8 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 FAILURE_CONSTRAINT = "failed"
 """The constraint that a trial breaks whose recipe fails: above 0 means infeasible."""
 
-METRICS = "metrics"
-"""The attribute that holds an unfinished trial's metrics of its last epoch."""
+METRICS, FACTS = "metrics", "facts"
+"""The trial's attributes in the study: two, since each takes a transaction to write."""
 
 REFUSED = "refused"
 """The kind of failure of a recipe that breaks a constraint of the space; it is never trained."""
@@ -102,7 +102,7 @@ class TrialStudy:
     @property
     def trials_left(self) -> int:
         """Trials that the search may still begin; what was refused does not count."""
-        begun = sum(trial.user_attrs.get("failure") != REFUSED for trial in self.trials)
+        begun = sum(attributes(trial).get("failure") != REFUSED for trial in self.trials)
         return int(self.space.search.num_trials - begun)
 
     @property
@@ -152,7 +152,8 @@ class TrialStudy:
                 raise SpaceExhausted
             sampled.number = number
             recipe = self.recipe(sampled)
-            sampled.user_attrs = facts = self._facts(recipe)
+            facts = self._facts(recipe)
+            sampled.user_attrs = {FACTS: facts} if facts else {}
             excess = {
                 metric: bound.excess(facts[metric])
                 for metric, bound in self.space.constraints.items()
@@ -207,19 +208,18 @@ class TrialStudy:
             number: The trial.
             epoch: Counted from 1.
             value: The objective's, or of several the one's that stops trials.
-            metrics: What else was measured. The last epoch's become attributes of the trial when it
-                ends; until then they are one, `METRICS`, since each takes a transaction.
+            metrics: What else was measured; those of the last epoch are kept.
         """
         for storage, trial_id in self._ids(number):
             if metrics is not None:
                 storage.set_trial_user_attr(trial_id, METRICS, dict(metrics))
             storage.set_trial_intermediate_value(trial_id, epoch, value)
 
-    def annotate(self, number: int, attributes: Mapping[str, Any]) -> None:
-        """Writes facts about an unfinished trial, as JSON values by name."""
+    def annotate(self, number: int, facts: Mapping[str, Any]) -> None:
+        """Writes facts about an unfinished trial, JSON values by name, beside those of before."""
+        facts = {**self.trials[number].user_attrs.get(FACTS, {}), **facts}
         for storage, trial_id in self._ids(number):
-            for key, value in attributes.items():
-                storage.set_trial_user_attr(trial_id, key, value)
+            storage.set_trial_user_attr(trial_id, FACTS, facts)
 
     def complete(self, number: int) -> None:
         """The trial came to its end: COMPLETE with the value of the epoch that it keeps."""
@@ -244,9 +244,6 @@ class TrialStudy:
     def _end(self, number: int, state: TrialState) -> None:
         """Ends the trial for good: after this, its checkpoint may go."""
         trial = self.trials[number]
-        last = trial.user_attrs.get(METRICS, {})
-        self.annotate(number, {k: v for k, v in last.items() if k not in trial.user_attrs})
-        trial = self.trials[number]
         has_values = trial.intermediate_values and state is not TrialState.FAIL
         values = [self._last(trial, t.metric) for t in self.space.targets] if has_values else None
         for storage, trial_id in self._ids(number):
@@ -259,7 +256,7 @@ class TrialStudy:
         """The objective's value at the epoch that counts, or of the network."""
         if metric == self.space.target.metric:
             return trial.intermediate_values[kept_epoch(trial)]
-        return float(trial.user_attrs[metric])
+        return float(attributes(trial)[metric])
 
     def _ids(self, number: int) -> list[tuple[BaseStorage, int]]:
         return [
@@ -282,7 +279,15 @@ class TrialStudy:
 
 def kept_epoch(trial: FrozenTrial) -> int:
     """The epoch of a trial with values that counts: the last, if its recipe keeps no other."""
-    return int(trial.user_attrs.get("kept_epoch", max(trial.intermediate_values)))
+    return int(attributes(trial).get("kept_epoch", max(trial.intermediate_values)))
+
+
+def attributes(trial: FrozenTrial) -> dict[str, Any]:
+    """What is known of a trial by name: the metrics of its last epoch, and facts, which go first.
+
+    Of a trial that came to its end the facts hold the metrics of the epoch that it keeps.
+    """
+    return {**trial.user_attrs.get(METRICS, {}), **trial.user_attrs.get(FACTS, {})}
 
 
 def is_feasible(trial: FrozenTrial) -> bool:

@@ -13,7 +13,14 @@ from cifartune.config import SearchSpace
 from cifartune.errors import UserError
 from cifartune.runs import RunFolder
 from cifartune.tuning.proposals import Proposer
-from cifartune.tuning.study import REFUSED, SpaceExhausted, TrialStudy, is_feasible, sqlite_url
+from cifartune.tuning.study import (
+    REFUSED,
+    SpaceExhausted,
+    TrialStudy,
+    attributes,
+    is_feasible,
+    sqlite_url,
+)
 from cifartune.tuning.warm_start import load_warm_start
 
 SAMPLERS = ["random", "tpe", "cmaes", "gp", "qmc"]
@@ -207,12 +214,12 @@ def test_a_recipe_that_breaks_a_constraint_is_refused_untrained() -> None:
         assert study.recipe(study.trials[number]).model.name != "resnet18"
         study.record(number, 1, 0.5)
         study.complete(number)
-    refused = [t for t in study.trials if t.user_attrs.get("failure") == REFUSED]
+    refused = [t for t in study.trials if attributes(t).get("failure") == REFUSED]
     assert refused and len(study.trials) - len(refused) == space.search.num_trials
     for trial in refused:
         assert trial.state is TrialState.PRUNED and not trial.intermediate_values
         assert trial.params["model.name"] == "resnet18"
-        assert trial.user_attrs["message"] == (
+        assert attributes(trial)["message"] == (
             "constraints.params allows at most 5,000,000, and the network has 11,173,962"
         )
         assert not is_feasible(trial)
@@ -308,7 +315,7 @@ def run_two(study: TrialStudy, trials: int) -> None:
 def test_the_network_is_counted_before_it_trains() -> None:
     study = TrialStudy(make_space(objectives=OBJECTIVES))
     number = study.propose().number
-    assert study.trials[number].user_attrs["params"] == 498_104
+    assert attributes(study.trials[number])["params"] == 498_104
     study.record(number, 1, 0.5)
     study.complete(number)
     assert study.trials[number].values == [0.5, 498_104]

@@ -36,7 +36,11 @@ from cifartune.tuning.jobs import CHECKPOINT, LOGITS, WEIGHTS, run_job
 from cifartune.tuning.messages import Failed, Finished, Job, Message, Progress, Verdict
 from cifartune.tuning.search import run_trials
 from cifartune.tuning.slots import SlotPool, SlotShape
-from cifartune.tuning.study import TrialStudy, sqlite_url
+from cifartune.tuning.study import (
+    TrialStudy,
+    attributes,
+    sqlite_url,
+)
 
 on_cpu = pytest.mark.skipif(torch.cuda.is_available(), reason="bit for bit on the CPU")
 
@@ -373,18 +377,18 @@ def test_a_search_can_be_stopped_and_resumed(
     trials = run(second, threading.Event())
     assert len(trials) == 7
     for trial in trials:
-        assert trial.state is not TrialState.FAIL, trial.user_attrs
+        assert trial.state is not TrialState.FAIL, attributes(trial)
         epochs = sorted(trial.intermediate_values)
         assert epochs == list(range(1, len(epochs) + 1))
         if trial.params["optimizer.lr"] > 9:
             assert trial.state is TrialState.PRUNED and trial.constraints == {"failed": 1.0}
-            assert trial.user_attrs["failure"] == "non_finite_loss"
+            assert attributes(trial)["failure"] == "non_finite_loss"
         elif trial.state is TrialState.COMPLETE:
-            assert len(epochs) == 3 and trial.user_attrs["threads"] == 1
+            assert len(epochs) == 3 and attributes(trial)["threads"] == 1
         else:
             assert trial.state is TrialState.PRUNED and 0 < len(epochs) < 3
-        if "failure" not in trial.user_attrs:
-            assert trial.user_attrs["val_accuracy"] == trial.value
+        if "failure" not in attributes(trial):
+            assert attributes(trial)["val_accuracy"] == trial.value
     states = [trial.state for trial in trials]
     assert states.count(TrialState.COMPLETE) and states.count(TrialState.PRUNED)
     assert sum(bool(trial.constraints) for trial in trials) > 0

@@ -14,7 +14,14 @@ from optuna.trial import FrozenTrial, TrialState
 
 from cifartune.config import SearchSpace
 from cifartune.report.frames import trials_frame
-from cifartune.tuning.study import SpaceExhausted, TrialStudy, is_feasible, kept_epoch, sqlite_url
+from cifartune.tuning.study import (
+    SpaceExhausted,
+    TrialStudy,
+    attributes,
+    is_feasible,
+    kept_epoch,
+    sqlite_url,
+)
 
 PARAMETERS: dict[str, Any] = {
     "optimizer.momentum": {"min": 0.8, "max": 0.98, "when": {"optimizer.name": ["sgd", "muon"]}},
@@ -251,17 +258,17 @@ def test_optuna_reads_the_states_from_the_database_alone(tmp_path: Path) -> None
 
     complete, pruned, rejected, failed, running, untouched = as_optuna_reads(tmp_path)
     assert (complete.state, complete.value) == (TrialState.COMPLETE, 0.1)
-    assert complete.user_attrs == {"params": 5, "val_accuracy": 0.1}
+    assert attributes(complete) == {"params": 5, "val_accuracy": 0.1}
     assert (pruned.state, pruned.value) == (TrialState.PRUNED, 1.0)
     assert pruned.intermediate_values == {1: 1.1, 2: 1.2, 3: 1.0}
     assert (rejected.state, rejected.value) == (TrialState.PRUNED, 2.3)
     assert rejected.constraints == {"failed": 1.0}
-    assert rejected.user_attrs == {
+    assert attributes(rejected) == {
         "failure": "non_finite_loss",
         "message": "the loss was not finite in epoch 4",
     }
     assert (failed.state, failed.value) == (TrialState.FAIL, None)
-    assert failed.user_attrs["failure"] == "worker_killed"
+    assert attributes(failed)["failure"] == "worker_killed"
     assert failed.intermediate_values == {1: 3.1, 2: 3.2, 3: 3.3, 4: 3.4}
     assert (running.state, len(running.intermediate_values)) == (TrialState.RUNNING, 5)
     assert (untouched.state, untouched.intermediate_values) == (TrialState.RUNNING, {})
@@ -272,7 +279,7 @@ def test_optuna_reads_the_states_from_the_database_alone(tmp_path: Path) -> None
         for ours, theirs in zip(trials, as_optuna_reads(tmp_path), strict=True):
             assert (ours.state, ours.params) == (theirs.state, theirs.params)
             assert ours.intermediate_values == theirs.intermediate_values
-            assert ours.user_attrs == theirs.user_attrs
+            assert attributes(ours) == attributes(theirs)
             assert ours.constraints == theirs.constraints
 
 
@@ -389,8 +396,8 @@ def test_ranges_in_steps_reach_their_ends() -> None:
         study.propose()
 
 
-def test_metrics_become_attributes_when_the_trial_ends(tmp_path: Path) -> None:
-    """Of the last epoch; where the facts name another epoch's value, that one."""
+def test_metrics_are_those_of_the_last_epoch(tmp_path: Path) -> None:
+    """Where the facts name another epoch's value, that one counts."""
     url = sqlite_url(tmp_path / "study.db")
     study = TrialStudy(make_space(), url=url, name="x")
     for end in (study.complete, study.prune):
@@ -399,16 +406,16 @@ def test_metrics_become_attributes_when_the_trial_ends(tmp_path: Path) -> None:
             metrics = {"val_loss": 1.0 / epoch, "seconds": 3.0 * epoch}
             study.record(number, epoch, epoch / 10, metrics)
         again = TrialStudy(make_space(), url=url, name="x").trials[number]
-        assert again.user_attrs == {"metrics": {"val_loss": 0.5, "seconds": 6.0}}
+        assert attributes(again) == {"val_loss": 0.5, "seconds": 6.0}
         row = trials_frame(study).iloc[number]
         assert (row["val_loss"], row["seconds"]) == (0.5, 6.0)
         if number == 0:
             study.annotate(number, {"val_loss": 1.0, "kept_epoch": 1})
         end(number)
-        attributes = TrialStudy(make_space(), url=url, name="x").trials[number].user_attrs
-        assert attributes["val_loss"] == (0.5 if number else 1.0)
-        assert attributes["seconds"] == 6.0
-        assert "metrics" not in trials_frame(study)
+        ended = TrialStudy(make_space(), url=url, name="x").trials[number]
+        assert attributes(ended)["val_loss"] == (0.5 if number else 1.0)
+        assert attributes(ended)["seconds"] == 6.0
+        assert not {"metrics", "facts"} & {*trials_frame(study)}
 
 
 def test_an_ended_trial_is_in_the_file_itself(tmp_path: Path) -> None:
