@@ -13,6 +13,7 @@ from cifartune.data import load_train
 from cifartune.data.splits import splits_of
 from cifartune.errors import UserError
 from cifartune.logs import log_to
+from cifartune.planning.memory import probe_file, recall, remember
 from cifartune.planning.plan import Plan, make_plan, recipes_to_measure
 from cifartune.planning.rehearsal import rehearse
 from cifartune.tuning.cluster import cluster, load_ray
@@ -33,6 +34,9 @@ def look_ahead(
 ) -> Plan:
     """Rehearses the search while the slots start, then probes one of them.
 
+    What a probe of the same space found here before counts, if the machine and the code are the
+    same.
+
     Args:
         space: The search.
         pool: Its slots.
@@ -51,8 +55,11 @@ def look_ahead(
     shape = pool.shape
     recipes = recipes_to_measure(space)
     rehearsals = rehearse(space, slots=shape.count, warm_start=warm_start)
-    probe = Probe("probe", space, recipes, folder, data_root, splits)
-    probed = pool.probe(probe, stop=stop)
+    file = probe_file(data_root, space, shape)
+    probed = recall(file)
+    if probed is None:
+        probe = Probe("probe", space, recipes, folder, data_root, splits)
+        probed = pool.probe(probe, stop=stop)
     if probed.idle:
         raise UserError(
             "\n".join(
@@ -61,6 +68,7 @@ def look_ahead(
                 for name, (low, high) in probed.idle.items()
             )
         )
+    remember(file, probed)
     plan = make_plan(
         space,
         rehearsals,

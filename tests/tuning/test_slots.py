@@ -1,5 +1,6 @@
 """Warm slots on a real Ray cluster of this machine, which all tests of this file share."""
 
+import json
 import os
 import re
 import resource
@@ -300,7 +301,13 @@ class Watcher(Observer):
 
 @pytest.mark.parametrize("crop", [1, 8])
 def test_the_look_ahead_plans_a_search_or_stops_it(
-    crop: int, pool: SlotPool, tmp_path: Path, folder: Path, data_root: Path, recipe: Recipe
+    crop: int,
+    pool: SlotPool,
+    tmp_path: Path,
+    folder: Path,
+    data_root: Path,
+    recipe: Recipe,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Of a crop of one pixel, a strength of 0.4 leaves none."""
     base = recipe.with_values({"augment.strength": 0.4, "augment.crop": 0, "seed": 0})
@@ -330,6 +337,15 @@ def test_the_look_ahead_plans_a_search_or_stops_it(
         plan = look()
         assert (plan.trials, plan.slots, plan.reaching) == (2, 2, {1: 2, 2: plan.reaching[2]})
         assert plan.rates["speednet_small"] > 0 and plan.memory > 10**8
+        # Another time what was found is known, if its file is whole.
+        with monkeypatch.context() as patched:
+            patched.setattr(pool, "probe", lambda *_, **__: pytest.fail("probed again"))
+            again = look()
+        assert replace(again, start=0, device_hours=0) == replace(plan, start=0, device_hours=0)
+        [file] = (data_root / "probes").iterdir()
+        file.write_text(file.read_text()[:-9])
+        assert look().rates != plan.rates
+        assert json.loads(file.read_text())["costs"][0]["train_rate"] > 0
     assert list(tmp_path.iterdir()) == []
 
 
