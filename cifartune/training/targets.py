@@ -47,6 +47,12 @@ class Targets:
             return [Targets(part) for part in labels]
         return list(map(Targets, labels, self.others.split(sizes), self.shares.split(sizes)))
 
+    def part(self, images: slice) -> "Targets":
+        """The targets of some of the images."""
+        if self.others is None or self.shares is None:
+            return Targets(self.labels[images])
+        return Targets(self.labels[images], self.others[images], self.shares[images])
+
     def after(self, labels: Tensor) -> "Targets":
         """The targets of a batch that begins with unmixed images of `labels`."""
         joined = torch.cat([labels, self.labels])

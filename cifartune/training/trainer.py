@@ -35,6 +35,7 @@ from cifartune.training.random_state import (
 )
 from cifartune.training.sharpness import climb
 from cifartune.training.targets import Targets, hardest
+from cifartune.training.workers import Workers
 
 WHITENING_IMAGES = 5000
 
@@ -67,6 +68,8 @@ class Trainer:
             `cifartune.tuning.modes` measures.
         split: Images and indices; moved to `device` if they are elsewhere.
         device: Default: the GPU where there is one.
+        workers: The processes that train it together, each with a trainer of the same recipe and
+            split. Default: this one alone.
 
     Attributes:
         network: What is trained.
@@ -81,11 +84,17 @@ class Trainer:
     """
 
     def __init__(
-        self, recipe: Recipe, split: SplitImages, *, device: torch.device | None = None
+        self,
+        recipe: Recipe,
+        split: SplitImages,
+        *,
+        device: torch.device | None = None,
+        workers: Workers | None = None,
     ) -> None:
         if len(split.train) < 2 or not len(split.validation):
             raise ValueError("two training images and one validation image are needed at least")
         self.device = device or choose_device()
+        self.workers = workers or Workers()
         self.recipe = recipe = resolve(recipe, self.device)
         self.split = split.to(self.device)
         self.history: list[EpochResult] = []
@@ -109,7 +118,7 @@ class Trainer:
             self._average = WeightAverage(self.network, recipe.optimizer.ema_decay)
             self.classifier.network = self._average.network
         self._best: dict[str, Tensor] = {}  # the weights of the best epoch, where that is kept
-        self._trained: Network = self.network
+        self._trained: Network = self.workers.wrap(self.network)
         self._compiled: Callable[[Tensor], Tensor] | None = None
         self._evaluated: Network = self.classifier.network
         self._features = self._keep_features()
@@ -220,6 +229,7 @@ class Trainer:
         """
         with own_random_state(self.device):
             set_random_state(self._random_state, self.device)
+            self.workers.reseed(self.recipe.seed, self.epoch)
             loss, accuracy = self._make_steps(batches)
             self._random_state = get_random_state(self.device)
         return loss, accuracy
@@ -282,7 +292,7 @@ class Trainer:
         """Sums stay on the device until the end."""
         set_training(self.network)
         loss_sum = torch.zeros((), device=self.device)
-        correct = torch.zeros((), dtype=torch.int64, device=self.device)
+        correct = torch.zeros((), device=self.device, dtype=torch.float64)
         seen = 0
         for step, indices in enumerate(batches, start=self.epoch * self.steps_per_epoch):
             self.set_lr(step)
@@ -293,24 +303,35 @@ class Trainer:
             if rho := self.recipe.optimizer.sam_rho:
                 climb(self.network, rho, partial(self._backward, x, targets))
             self.apply_gradients(step)
-            loss = losses.sum()
+            own, weight = self.workers.share(len(x))
+            loss = losses.sum() * weight
             loss_sum += loss
-            correct += targets.correct(logits)
+            correct += targets.part(own).correct(logits) * weight
             seen += len(x)
-            if self.device.type == "cpu" and not torch.isfinite(loss):
-                # Looking costs nothing here; on a GPU it would wait, so there an epoch is ended.
+            if self.device.type == "cpu" and self.workers.is_alone and not torch.isfinite(loss):
+                # Looking is cheap here; on a GPU, or together, an epoch is ended first.
                 raise NonFiniteLoss(self.epoch + 1)
+        self.workers.add_up(loss_sum, correct)
         return loss_sum.item() / seen, correct.item() / seen
 
     def _backward(self, x: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:
-        """Adds the gradients of a batch; returns its logits and the loss of each image."""
+        """Adds the gradients of a batch.
+
+        Returns:
+            Logits and loss of each image of this worker's share.
+        """
+        whole, (own, weight) = len(x), self.workers.share(len(x))
+        x, targets = x[own], targets.part(own)
+        weight *= self.workers.count  # gradients will be averaged, and are to be added up
         sizes = self.part_sizes(len(x))
         logits, losses = [], []
-        for part, aim in zip(x.split(sizes), targets.split(sizes), strict=True):
-            out = self._forward(self._compiled_for(part) or self._trained, part)
-            loss = aim.losses(out, self.recipe.label_smoothing)
-            mean = hardest(loss, self.recipe.hard_examples).mean()
-            self.scaler.scale(mean * (len(part) / len(x))).backward()
+        for index, (part, aim) in enumerate(zip(x.split(sizes), targets.split(sizes), strict=True)):
+            with self.workers.averaging(self._trained, is_last=index == len(sizes) - 1):
+                with self.workers.norms():
+                    out = self._forward(self._compiled_for(part) or self._trained, part)
+                loss = aim.losses(out, self.recipe.label_smoothing)
+                mean = hardest(loss, self.recipe.hard_examples).mean()
+                self.scaler.scale(mean * (len(part) / whole * weight)).backward()
             logits.append(out.detach())
             losses.append(loss.detach())
         return torch.cat(logits), torch.cat(losses)
@@ -335,16 +356,17 @@ class Trainer:
         self.classifier.network.eval()
         loss_sum = torch.zeros((), device=self.device)
         correct = torch.zeros((), dtype=torch.int64, device=self.device)
-        for indices in images.split(eval_batch(self.recipe)):
+        for indices in self.workers.every(images).split(eval_batch(self.recipe)):
             labels = self.split.labels[indices]
             logits = self._forward(self._evaluated, self._fixed_inputs(indices))
             loss_sum += F.cross_entropy(logits, labels, reduction="sum")
             correct += (logits.argmax(1) == labels).sum()
+        self.workers.add_up(loss_sum, correct)
         return loss_sum.item() / len(images), correct.item() / len(images)
 
     def _keep_features(self) -> FrozenFeatures | None:
         """Keeps what the frozen part makes of an image, where that is the same in each epoch."""
-        if not repeats_inputs(self.recipe):
+        if not repeats_inputs(self.recipe) or not self.workers.is_alone:
             return None
         images = torch.cat([self.split.train, self.split.validation])
         with self._autocast():
