@@ -358,6 +358,23 @@ def _networks_with(parts: Parts, weights: str) -> dict[Where, list[Any]]:
     return cases
 
 
+def _workers(parts: Parts) -> Iterator[Problem]:
+    """What several workers can not do together."""
+    if not parts.known("resources") or parts.space.resources.workers == 1:
+        return
+    rules = {
+        "compile": ("always", "must not be always with several workers, who do not compile"),
+        "hard_examples": (1.0, "must be 1 with several workers, who see a part of a batch each"),
+    }
+    for name, (value, rule) in rules.items():
+        if not _is_known(parts, name):
+            continue
+        where = ("parameters", name) if name in parts.parameters else ("base", name)
+        possible = parts.possible(name, {})
+        if (value in possible) if name == "compile" else any(v != value for v in possible):
+            yield where, rule
+
+
 def _has_weights(name: str, weights: str) -> bool:
     if weights == "imagenet":
         return networks()[name].has_weights
@@ -377,5 +394,6 @@ _STAGES: list[list[Callable[[Parts], Iterator[Problem]]]] = [
         _points,
         _effects,
         _weights,
+        _workers,
     ],
 ]

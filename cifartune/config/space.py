@@ -174,7 +174,12 @@ class SchedulerSpec(Section):
 class ResourceSpec(Section):
     """What one trial gets."""
 
-    workers: Literal[1] = Field(1, description="Ray Train workers a trial.")
+    workers: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="Ray Train workers a trial, which share its batches, cores and GPUs.",
+    )
     cpus: Literal["auto"] | Annotated[float, Field(gt=0)] = Field(
         "auto", description="CPU cores a trial."
     )

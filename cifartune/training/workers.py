@@ -1,8 +1,10 @@
 """Several processes that train one network, each on its share of every batch."""
 
 import warnings
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from datetime import timedelta
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -12,6 +14,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.overrides import TorchFunctionMode
 
 from cifartune.seeds import derive_seed
+
+T = TypeVar("T")
 
 
 class Workers:
@@ -30,6 +34,15 @@ class Workers:
     def __init__(self, rank: int = 0, count: int = 1) -> None:
         self.rank = rank
         self.count = count
+        self._group: Any = None
+
+    @classmethod
+    def of_process_group(cls) -> "Workers":
+        """Those of torch's default process group, which has several."""
+        workers = cls(dist.get_rank(), dist.get_world_size())
+        # They may wait for each other as long as a search takes.
+        workers._group = dist.new_group(backend="gloo", timeout=timedelta(days=365))
+        return workers
 
     @property
     def is_alone(self) -> bool:
@@ -73,6 +86,14 @@ class Workers:
     def averaging(self, network: Any, *, is_last: bool) -> AbstractContextManager[Any]:
         """Has the gradients of a step averaged in its last part, for which they add up."""
         return nullcontext() if self.is_alone or is_last else network.no_sync()
+
+    def agree(self, ask: Callable[[], T]) -> T:
+        """What `ask` returns to the first worker, for all of them; the others wait."""
+        if self.is_alone:
+            return ask()
+        answer = [ask() if self.rank == 0 else None]
+        dist.broadcast_object_list(answer, src=0, group=self._group)
+        return cast(T, answer[0])
 
     def reseed(self, seed: int, epoch: int) -> None:
         """Gives each worker but the first random numbers of its own for an epoch."""

@@ -4,7 +4,7 @@ import gc
 import io
 import logging
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from cifartune.training.device import AUTOMATIC, choose_device, most_memory, set
 from cifartune.training.failures import OutOfMemory, is_out_of_memory
 from cifartune.training.memory import release_memory
 from cifartune.training.optim import restart_epochs
+from cifartune.training.workers import Workers
 from cifartune.tuning.messages import Job, Verdict
 from cifartune.tuning.modes import SMALLEST, fastest
 
@@ -36,7 +37,11 @@ SNAPSHOTS = "snapshots"
 
 
 def run_job(
-    job: Job, report: Report, *, device: torch.device | None = None
+    job: Job,
+    report: Report,
+    *,
+    device: torch.device | None = None,
+    workers: Workers | None = None,
 ) -> dict[str, Any] | None:
     """Trains `job`, from its checkpoint where there is one.
 
@@ -47,6 +52,9 @@ def run_job(
         job: The recipe, its split and its folder.
         report: Gets each epoch's result and whether it is the last, and says how to go on.
         device: Default: the GPU where there is one.
+        workers: The processes that train it together: each calls this, and the first writes the
+            files. They do not compile, and give up where the memory of one is too small. Default:
+            this one alone.
 
     Returns:
         Facts about the run: parameters, how they were computed, threads and memory, the epoch that
@@ -60,17 +68,20 @@ def run_job(
     parts = 0
     while True:
         try:
-            return _run(job, report, device, parts)
+            return _run(job, report, device, parts, workers or Workers())
         except OutOfMemory as failure:
             parts = failure.images // 2
-            if job.recipe.micro_batch or parts < SMALLEST:
+            is_together = workers is not None and not workers.is_alone
+            if job.recipe.micro_batch or parts < SMALLEST or is_together:
                 raise
             logger.warning("%s: %s; now %d images at a time", job.id, str(failure), parts)
         finally:
             give_back(device)
 
 
-def _run(job: Job, report: Report, device: torch.device, parts: int) -> dict[str, Any] | None:
+def _run(
+    job: Job, report: Report, device: torch.device, parts: int, workers: Workers
+) -> dict[str, Any] | None:
     """`run_job` with `parts` images at a time; 0: what the recipe says, or what is found to fit."""
     split = load_split(job.splits, job.data_root, fold=job.fold, device=device)
     checkpoint = job.folder / CHECKPOINT
@@ -83,8 +94,11 @@ def _run(job: Job, report: Report, device: torch.device, parts: int) -> dict[str
         else:
             images = job.recipe.last_epoch * len(split.train)
             recipe = job.recipe.with_values({"micro_batch": parts or job.recipe.micro_batch})
-            recipe = fastest(recipe, images, device=device, folder=job.data_root)
-        trainer = Trainer(recipe, split, device=device)
+            if not workers.is_alone:
+                recipe = recipe.with_values({"compile": "never"})
+            choose = partial(fastest, recipe, images, device=device, folder=job.data_root)
+            recipe = workers.agree(choose)
+        trainer = Trainer(recipe, split, device=device, workers=workers)
         if state is not None:
             trainer.load_state_dict(state)
             state = None
@@ -102,17 +116,21 @@ def _train(trainer: Trainer, job: Job, report: Report) -> dict[str, Any] | None:
     """The rest of `run_job`: epochs, checkpoints, outputs."""
     checkpoint = job.folder / CHECKPOINT
     restarts = restart_epochs(job.recipe) if job.fold is not None else []
+    is_first = trainer.workers.rank == 0
     for result in trainer:
         verdict = report(result, trainer.is_over)
         if verdict is Verdict.STOP:
             return None
         if trainer.is_over:
             break
-        if result.epoch in restarts:
+        if is_first and result.epoch in restarts:
             _save_outputs(trainer, job.folder / SNAPSHOTS / str(result.epoch))
-        save_checkpoint(trainer, checkpoint)
+        if is_first:
+            save_checkpoint(trainer, checkpoint)
         if verdict is Verdict.LEAVE:
             return None
+    if not is_first:
+        return None
     if job.fold is not None:
         _save_outputs(trainer, job.folder)
     checkpoint.unlink(missing_ok=True)

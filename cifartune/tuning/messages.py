@@ -179,3 +179,8 @@ class Failed:
 
 Message = Progress | Finished | Failed
 Work = Job | Probe
+
+
+def first_line(error: BaseException) -> str:
+    """An error in one line, for people."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -24,10 +24,11 @@ MOST_STEPS = 50
 EVAL_IMAGES = 500
 
 
-def run_probe(probe: Probe, *, device: torch.device) -> Probed:
+def run_probe(probe: Probe, *, device: torch.device, workers: int = 1) -> Probed:
     """Looks for parameters that do nothing, then times each recipe's first steps.
 
-    The first step, which allocates and compiles, counts as building.
+    The first step, which allocates and compiles, counts as building. Of several workers one is
+    timed, and its rates are taken so many times.
 
     Raises:
         UnfitNetwork: A network of the space cannot be built for its images.
@@ -41,11 +42,13 @@ def run_probe(probe: Probe, *, device: torch.device) -> Probed:
         network_facts(recipe.model, small if 0 < small < recipe.model.resolution else None)
     split = load_split(probe.splits, probe.data_root, fold=None, device=device)
     idle = idle_parameters(probe.space, split)
-    costs = [_measure(recipe, split, probe, device) for recipe in probe.recipes]
+    costs = [_measure(recipe, split, probe, device, workers) for recipe in probe.recipes]
     return Probed(idle, costs, most_memory(device))
 
 
-def _measure(recipe: Recipe, split: SplitImages, probe: Probe, device: torch.device) -> Cost:
+def _measure(
+    recipe: Recipe, split: SplitImages, probe: Probe, device: torch.device, workers: int
+) -> Cost:
     images = recipe.last_epoch * len(split.train)
     if recipe.compile == "auto":  # a minute or two to try: that is left to the first run
         recipe = recipe.with_values({"compile": "never"})
@@ -78,13 +81,13 @@ def _measure(recipe: Recipe, split: SplitImages, probe: Probe, device: torch.dev
     save_checkpoint(trainer, checkpoint)
     saved = time.perf_counter() - start
     cost = Cost(
-        train_rate=rate,
-        eval_rate=len(few) / eval_seconds,
+        train_rate=rate * workers,
+        eval_rate=len(few) / eval_seconds * workers,
         build_seconds=built,
         checkpoint_seconds=saved,
         checkpoint_bytes=checkpoint.stat().st_size,
         weights_bytes=sum(t.nbytes for t in trainer.network.state_dict().values()),
-        later_rate=later_rate,
+        later_rate=later_rate and later_rate * workers,
         predict_rate=predict_rate,
     )
     checkpoint.unlink()

@@ -1,6 +1,5 @@
 """Warm slots: Ray Train worker groups that are started once and train job after job."""
 
-import gc
 import logging
 import os
 import signal
@@ -9,14 +8,13 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchTrainer
+from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cifartune.config.space import ResourceSpec
@@ -32,9 +30,10 @@ from cifartune.tuning.messages import (
     Probed,
     Progress,
     Seat,
-    Verdict,
     Work,
+    first_line,
 )
+from cifartune.tuning.worker import slot_loop
 
 logger = logging.getLogger(__name__)
 
@@ -56,36 +55,39 @@ class SlotShape:
         count: Slots, that is jobs at a time.
         cpus: Cores of each.
         gpus: GPUs, or the share of one, of each.
+        workers: Processes of each, which share its cores and GPUs alike.
     """
 
     count: int
     cpus: float
     gpus: float
+    workers: int = 1
 
     def __str__(self) -> str:
         text = f"{self.cpus:g} CPU core{'' if self.cpus == 1 else 's'}"
-        return text + (f" and {self.gpus:g} GPU" if self.gpus else "")
+        text += f" and {self.gpus:g} GPU" if self.gpus else ""
+        return text + (f", with {self.workers} workers" if self.workers > 1 else "")
 
     @classmethod
     def choose(cls, wanted: ResourceSpec, max_concurrent: int | str) -> "SlotShape":
         """Fills in `auto` from what the Ray cluster has.
 
-        With GPUs: a slot for each, with an equal share of the cores. Without: two cores a slot,
-        for a convolution on two cores is nearly twice as fast as on one, and a search with fewer
-        slots stops bad trials sooner.
+        With GPUs: one for each worker of a slot, with an equal share of the cores. Without: two
+        cores a slot, for a convolution on two cores is nearly twice as fast as on one, and a search
+        with fewer slots stops bad trials sooner; or one for each worker.
 
         Raises:
             UserError: One slot wants more than there is.
         """
         have: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
         cores, devices = have.get("CPU", 1.0), have.get("GPU", 0.0)
-        gpus = wanted.gpus if wanted.gpus != "auto" else float(devices > 0)
+        gpus = wanted.gpus if wanted.gpus != "auto" else min(devices, float(wanted.workers))
         if wanted.cpus != "auto":
             cpus = wanted.cpus
         elif gpus:
             cpus = max(1.0, cores // max(1, _shares(devices, gpus)))
         else:
-            cpus = min(2.0, cores)
+            cpus = max(min(2.0, cores), float(wanted.workers))
         for key, want, there in (("cpus", cpus, cores), ("gpus", gpus, devices)):
             if want > there:
                 raise UserError(
@@ -95,7 +97,7 @@ class SlotShape:
         count = min(_shares(cores, cpus), _shares(devices, gpus) if gpus else int(cores))
         if isinstance(max_concurrent, int):
             count = min(count, max_concurrent)
-        return cls(max(1, count), cpus, gpus)
+        return cls(max(1, count), cpus, gpus, wanted.workers)
 
 
 class SlotPool:
@@ -216,7 +218,7 @@ class SlotPool:
                 self._trainer(slot, start).fit()
                 return
             except Exception as error:  # whatever ended the worker group, its job must hear of it
-                reason = f"slot {slot} died: {_first_line(error)}"
+                reason = f"slot {slot} died: {first_line(error)}"
             if self._closing.is_set():
                 return
             logger.warning("%s; starting it again", reason)
@@ -224,7 +226,7 @@ class SlotPool:
                 failure = Failed(self._cause(slot), reason)
                 progress = ray.get(self.board.lose.remote(slot, failure))
             except ray.exceptions.RayError as error:
-                reason = f"the board died: {_first_line(error)}"
+                reason = f"the board died: {first_line(error)}"
                 break
             start, deaths = start + 1, 1 if progress else deaths + 1
         with self._lock:
@@ -255,21 +257,27 @@ class SlotPool:
 
     def _trainer(self, slot: int, attempt: int) -> TorchTrainer:
         # A hundredth of a core is left over, for the trials' own processes to be scheduled.
-        resources = {"CPU": max(0.01, self.shape.cpus - 0.01)}
-        if self.shape.gpus:
-            resources["GPU"] = self.shape.gpus
+        shape = self.shape
+        resources = {"CPU": max(0.01, shape.cpus - 0.01) / shape.workers}
+        if shape.gpus:
+            resources["GPU"] = shape.gpus / shape.workers
+        # NCCL wants a GPU for each worker.
+        is_shared = shape.gpus < shape.workers
         name = f"{self.name}-slot-{slot}" + (f"-restart-{attempt}" if attempt else "")
         return TorchTrainer(
             slot_loop,
             train_loop_config={
                 "board": self.board,
                 "slot": slot,
-                "threads": max(1, int(self.shape.cpus)),
-                "device": "cuda" if self.shape.gpus else "cpu",
+                "threads": max(1, int(shape.cpus / shape.workers)),
+                "device": "cuda" if shape.gpus else "cpu",
                 "memory_share": self.memory_share,
             },
+            torch_config=TorchConfig(backend="gloo" if is_shared else None),
             scaling_config=ScalingConfig(
-                num_workers=1, use_gpu=bool(self.shape.gpus), resources_per_worker=resources
+                num_workers=shape.workers,
+                use_gpu=bool(shape.gpus),
+                resources_per_worker=resources,
             ),
             run_config=RunConfig(
                 name=name,
@@ -281,64 +289,6 @@ class SlotPool:
                 ),
             ),
         )
-
-
-def slot_loop(config: dict[str, Any]) -> None:
-    """The training loop of a slot's Ray Train worker: takes jobs until the board is closed."""
-    from cifartune.training.memory import run_keeping_memory
-
-    run_keeping_memory(partial(_take_jobs, config))
-
-
-def _take_jobs(config: dict[str, Any]) -> None:
-    import torch
-
-    from cifartune.models.facts import UnfitNetwork
-    from cifartune.training import EpochResult, TrainingFailure
-    from cifartune.tuning.guard import MemoryGuard
-    from cifartune.tuning.jobs import give_back, run_job
-    from cifartune.tuning.probe import run_probe
-
-    torch.set_num_threads(config["threads"])
-    # Each job is followed by a collection, which need not look at what was imported.
-    gc.collect()
-    gc.freeze()
-    board = config["board"]
-    seat = Seat(ray.get_runtime_context().get_node_id(), os.getpid())
-    while (job := ray.get(board.take.remote(config["slot"], seat))) is not None:
-
-        def report(result: EpochResult, is_last: bool, job: Work = job) -> Verdict:
-            message = Progress(result.epoch, result.metrics(), is_last)
-            verdict: Verdict = ray.get(board.report.remote(config["slot"], job.id, message))
-            return verdict
-
-        def ran_short(told: str, job: Work = job) -> None:
-            end = board.end.remote(config["slot"], job.id, Failed("out_of_memory", told))
-            ray.get(end, timeout=CLOSE_SECONDS)
-
-        message: Message
-        device = torch.device(config["device"])
-        guard = MemoryGuard(ran_short, config["memory_share"])
-        guard.start()
-        try:
-            if isinstance(job, Probe):
-                message = Finished({"probed": run_probe(job, device=device)})
-            else:
-                message = Finished(run_job(job, report, device=device) or {})
-        except TrainingFailure as failure:
-            message = Failed(failure.kind, str(failure), getattr(failure, "epoch", None))
-        except UnfitNetwork as error:
-            message = Failed("unfit_network", str(error))
-        except torch.AcceleratorError:
-            raise  # the device's state is lost, and this process with it
-        except (OSError, UserError) as error:
-            message = Failed("files", _first_line(error))
-        except Exception as error:  # a defect in one recipe's path must not take the slot with it
-            message = Failed("error", f"{type(error).__name__}: {_first_line(error)}")
-        finally:
-            guard.stop()
-        give_back(device)  # now that no traceback holds what a failed job had
-        ray.get(board.end.remote(config["slot"], job.id, message))
 
 
 def _kill(seat: Seat) -> None:
@@ -355,7 +305,3 @@ def _kill(seat: Seat) -> None:
 def _shares(there: float, share: float) -> int:
     """How often `share` fits into `there`: five times 0.2 into 1, which `//` denies."""
     return int(there / share + 1e-9)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

