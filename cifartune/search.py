@@ -1,6 +1,7 @@
 """The whole job: search, refit, evaluate, report. Each stage goes on where it was interrupted."""
 
 import json
+import math
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -179,8 +180,8 @@ class Search:
         wanted = self.space.resources.epoch_timeout
         if wanted != "auto":
             return wanted
-        longest: float = json.loads(self.run_folder.plan.read_text()).get("longest_epoch", 0.0)
-        return max(LEAST_PATIENCE, PATIENCE * longest)
+        longest = json.loads(self.run_folder.plan.read_text()).get("longest_epoch", math.inf)
+        return max(LEAST_PATIENCE, PATIENCE * float(longest))
 
     def _make_splits(self) -> Splits:
         """The search's splits: drawn once, then read, so that a resumed search sees the same."""

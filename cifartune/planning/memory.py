@@ -29,7 +29,7 @@ def probe_file(folder: Path, space: SearchSpace, shape: SlotShape) -> Path:
     source = Path(cifartune.__file__).parent
     about = {
         "space": space.model_dump(include={"base", "parameters", "data", "search", "stand_in"}),
-        "slot": [shape.cpus, shape.gpus],
+        "slot": [shape.cpus, shape.gpus, shape.workers],
         "machine": [processor(), os.cpu_count(), sorted(n for n in have if "accelerator" in n)],
         "versions": versions(),
         "source": [

@@ -146,6 +146,8 @@ class MlflowTracker(Observer):
     def trial_ended(self, trial: FrozenTrial) -> None:
         def end() -> None:
             key = f"trial-{trial.number}"
+            if key not in self._ids:
+                return  # over before it began
             facts = {k: v for k, v in attributes(trial).items() if isinstance(v, str)}
             feasible = is_feasible(trial)
             self._tag(key, {"state": trial.state.name, "feasible": feasible, **facts})

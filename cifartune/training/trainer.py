@@ -39,16 +39,13 @@ from cifartune.training.workers import Workers
 
 WHITENING_IMAGES = 5000
 
-Network = nn.Module | Tail
-"""A whole network, or the end of one, where what comes before is kept."""
+Network = nn.Module | Tail  # or the end of one, where what comes before is kept
 
 
 def train(
     recipe: Recipe, split: SplitImages, *, device: torch.device | None = None
 ) -> Iterator[EpochResult]:
-    """Trains `recipe` on `split` and yields one result an epoch.
-
-    To stop early, ask for no further epoch.
+    """Trains `recipe` on `split` and yields one result an epoch; to stop, ask for no further one.
 
     Raises:
         NonFiniteLoss: The loss became infinite or not a number.
@@ -68,8 +65,7 @@ class Trainer:
             `cifartune.tuning.modes` measures.
         split: Images and indices; moved to `device` if they are elsewhere.
         device: Default: the GPU where there is one.
-        workers: The processes that train it together, each with a trainer of the same recipe and
-            split. Default: this one alone.
+        workers: Who train it together, each by a trainer like this. Default: this one alone.
 
     Attributes:
         network: What is trained.
@@ -154,8 +150,8 @@ class Trainer:
     @property
     def steps_per_epoch(self) -> int:
         """Steps an epoch. The last batch may be smaller; one of a single image is left out."""
-        images, size = len(self.split.train), self.recipe.batch_size
-        return images // size + (images % size > 1)
+        whole, rest = divmod(len(self.split.train), self.recipe.batch_size)
+        return whole + (rest > 1)
 
     @property
     def total_steps(self) -> int:
@@ -308,8 +304,8 @@ class Trainer:
             loss_sum += loss
             correct += targets.part(own).correct(logits) * weight
             seen += len(x)
+            # On a GPU looking would wait for it, and workers must agree: there an epoch is ended.
             if self.device.type == "cpu" and self.workers.is_alone and not torch.isfinite(loss):
-                # Looking is cheap here; on a GPU, or together, an epoch is ended first.
                 raise NonFiniteLoss(self.epoch + 1)
         self.workers.add_up(loss_sum, correct)
         return loss_sum.item() / seen, correct.item() / seen
@@ -323,7 +319,7 @@ class Trainer:
         whole, (own, weight) = len(x), self.workers.share(len(x))
         x, targets = x[own], targets.part(own)
         weight *= self.workers.count  # gradients will be averaged, and are to be added up
-        sizes = self.part_sizes(len(x))
+        sizes = self.part_sizes(len(x), whole)
         logits, losses = [], []
         for index, (part, aim) in enumerate(zip(x.split(sizes), targets.split(sizes), strict=True)):
             with self.workers.averaging(self._trained, is_last=index == len(sizes) - 1):
@@ -341,10 +337,14 @@ class Trainer:
         usual = self.part_sizes(self.recipe.batch_size * (1 + self.recipe.augment.copies))
         return self._compiled if len(x) == usual[0] else None
 
-    def part_sizes(self, images: int) -> list[int]:
-        """The parts in which a step of so many images is made: alike, and none of one image."""
-        wanted = math.ceil(images / (self.recipe.micro_batch or images))
-        parts = max(1, min(wanted, images // 2))
+    def part_sizes(self, images: int, whole: int | None = None) -> list[int]:
+        """The parts in which a step of so many images is made: alike, and none of one image.
+
+        Workers make as many, although their shares of the `whole` batch may differ.
+        """
+        least, most = self.workers.bounds(whole or images)
+        wanted = math.ceil(most / (self.recipe.micro_batch or most))
+        parts = max(1, min(wanted, least // 2))
         return [images // parts + (part < images % parts) for part in range(parts)]
 
     @torch.inference_mode()

@@ -60,6 +60,12 @@ class Workers:
         bounds = [images * rank // self.count for rank in (self.rank, self.rank + 1)]
         return slice(*bounds), 1.0
 
+    def bounds(self, images: int) -> tuple[int, int]:
+        """The fewest and the most images that a worker takes of a batch."""
+        if images < self.count:
+            return images, images
+        return images // self.count, -(-images // self.count)
+
     def every(self, indices: Tensor) -> Tensor:
         """This worker's part of what is looked at image by image; it may be none."""
         return indices[self.rank :: self.count]

@@ -16,7 +16,6 @@ class _Entry:
     slot: int | None = None
     asked: bool = True
     is_ending: bool = False
-    since: float | None = None  # when the slot began what it is at; None: it waits
     messages: asyncio.Queue[Message] = field(default_factory=asyncio.Queue)
     verdict: asyncio.Queue[Verdict] = field(default_factory=asyncio.Queue)
 
@@ -34,6 +33,7 @@ class Board:
         self._waiting: deque[_Entry] = deque()
         self._idle: dict[int, asyncio.Future[Work | None]] = {}
         self._seats: dict[int, Seat] = {}
+        self._busy: dict[int, tuple[str, float]] = {}  # each slot's job, and since when it is at it
         self._closed = False
         self._winding_down = False
         self._abandoned: Failed | None = None
@@ -57,12 +57,13 @@ class Board:
         if entry is None:
             return _STOPPED
         if not entry.asked:
+            if entry.slot is not None:
+                self._busy[entry.slot] = job_id, time.monotonic()
             if self._winding_down and not entry.is_ending:
                 del self._entries[job_id]
                 entry.verdict.put_nowait(Verdict.LEAVE)
                 return _STOPPED
             entry.asked = True
-            entry.since = time.monotonic()
             entry.verdict.put_nowait(Verdict.GO_ON)
         message = await entry.messages.get()
         if isinstance(message, Progress):
@@ -99,6 +100,7 @@ class Board:
     async def take(self, slot: int, seat: Seat) -> Work | None:
         """A slot is free: waits for its next job. None: the board is closed."""
         self._seats[slot] = seat
+        self._busy.pop(slot, None)
         if self._closed:
             return None
         future: asyncio.Future[Work | None] = asyncio.get_running_loop().create_future()
@@ -109,10 +111,10 @@ class Board:
     async def report(self, slot: int, job_id: str, message: Progress) -> Verdict:
         """A slot finished an epoch: waits for the verdict."""
         self._worked.add(slot)
+        self._busy.pop(slot, None)
         entry = self._entry_of(slot, job_id)
         if entry is None:
             return Verdict.STOP
-        entry.since = None
         entry.messages.put_nowait(message)
         return await entry.verdict.get()
 
@@ -127,18 +129,27 @@ class Board:
     async def overdue(self, seconds: float) -> list[tuple[int, Seat, str]]:
         """The slots that have been at one epoch, or at what comes after the last, for longer.
 
-        Each with its process and the job's id.
+        Each with its process and the job's id, also of a job that was stopped meanwhile.
         """
         begun = time.monotonic() - seconds
         return [
-            (entry.slot, self._seats[entry.slot], entry.job.id)
-            for entry in self._entries.values()
-            if entry.slot is not None and entry.since is not None and entry.since < begun
+            (slot, self._seats[slot], job_id)
+            for slot, (job_id, since) in self._busy.items()
+            if since < begun
         ]
 
     async def seat(self, slot: int) -> Seat | None:
         """Where a slot runs, or did; None: it has not come yet."""
         return self._seats.get(slot)
+
+    async def fail(self, slot: int, failure: Failed) -> None:
+        """The job of a slot has failed, whatever the slot may say later."""
+        self._idle.pop(slot, None)
+        self._busy.pop(slot, None)
+        for entry in self._entries.values():
+            if entry.slot == slot:
+                entry.slot = None
+                entry.messages.put_nowait(failure)
 
     async def lose(self, slot: int, failure: Failed) -> bool:
         """A slot died, and with it the job that it was at.
@@ -146,11 +157,7 @@ class Board:
         Returns:
             Whether it had finished an epoch or a job since it was lost before.
         """
-        self._idle.pop(slot, None)
-        for entry in self._entries.values():
-            if entry.slot == slot:
-                entry.slot = None
-                entry.messages.put_nowait(failure)
+        await self.fail(slot, failure)
         worked = slot in self._worked
         self._worked.discard(slot)
         return worked
@@ -180,6 +187,7 @@ class Board:
             if not self._waiting:
                 return
             entry = self._waiting.popleft()
-            entry.slot, entry.since = slot, time.monotonic()
+            entry.slot = slot
+            self._busy[slot] = entry.job.id, time.monotonic()
             del self._idle[slot]
             future.set_result(entry.job)

@@ -46,8 +46,10 @@ class MemoryGuard(threading.Thread):
             share = used_share()
             if share > self._share and is_the_largest():
                 own = psutil.Process().memory_info().rss
-                self._tell(f"{own / 2**30:.1f} GiB, when {share:.0%} of the memory were in use")
-                os._exit(1)
+                try:
+                    self._tell(f"{own / 2**30:.1f} GiB, when {share:.0%} of the memory were in use")
+                finally:
+                    os._exit(1)
 
     def stop(self) -> None:
         """Ends the guard."""
@@ -58,22 +60,36 @@ def used_share() -> float:
     """The share of the memory in use: of the machine's, or of what its container may have."""
     machine = psutil.virtual_memory()
     share = 1 - machine.available / machine.total
-    with suppress(OSError, ValueError, KeyError):  # no container, or one without a limit
-        limit = int((CGROUP / "memory.max").read_text())
+    with suppress(OSError, ValueError, KeyError):  # no container
         lines = (CGROUP / "memory.stat").read_text().splitlines()
-        files = int(dict(line.split() for line in lines)["inactive_file"])
-        share = max(share, (int((CGROUP / "memory.current").read_text()) - files) / limit)
+        kept = dict(line.split() for line in lines)
+        files = int(kept["inactive_file"]) + int(kept["active_file"])  # may be had back
+        used = int((CGROUP / "memory.current").read_text()) - files
+        share = max(share, used / memory_limit())
     return share
 
 
+def memory_limit() -> int:
+    """Bytes of memory: the machine's, or what its container may have."""
+    limit: int = psutil.virtual_memory().total
+    with suppress(OSError, ValueError):  # no container, or one without a limit
+        limit = min(limit, int((CGROUP / "memory.max").read_text()))
+    return limit
+
+
 def is_the_largest() -> bool:
-    """Whether this process has a good share of the memory, and the most of all slots here."""
+    """Whether this process has a good share of the memory, and the most of its kind here."""
     this = psutil.Process()
-    own, name = this.memory_info().rss, this.name()
-    if own < OWN_SHARE * psutil.virtual_memory().total:
+    own, name = this.memory_info().rss, _class_of(this.name())
+    if own < OWN_SHARE * memory_limit():
         return False
     others = [0]
     for process in psutil.process_iter(["name", "memory_info"]):
-        if process.pid != this.pid and process.info["name"] == name:
+        if process.pid != this.pid and _class_of(process.info["name"]) == name:
             others.append(getattr(process.info["memory_info"], "rss", 0))
     return own >= max(others)
+
+
+def _class_of(name: str) -> str:
+    """Ray names a process by its actor's class and the method that it is at."""
+    return name.partition(".")[0]

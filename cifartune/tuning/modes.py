@@ -143,7 +143,7 @@ def _speeds(
         # Without a lock where nothing can be kept, or, filelock's other error, on a disk without.
         with suppress(OSError, NotImplementedError):
             folder.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(FileLock(folder / "lock"))
+            stack.enter_context(FileLock(path.with_suffix(".lock")))
         kept = _unwritten.get(path, {}) | _read(path)
         missing = [mode for mode in modes if str(mode) not in kept]
         measured = measure(recipe, missing, device) if missing else []

@@ -5,6 +5,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from ray.tune.search import Searcher
 
 from cifartune.errors import UserError
 from cifartune.events import Observer
-from cifartune.tuning.messages import Failed
+from cifartune.tuning.messages import Failed, first_line
 from cifartune.tuning.schedulers import Unpickled, make_scheduler, tune_metric
 from cifartune.tuning.slots import SlotPool
 from cifartune.tuning.study import Proposal, SpaceExhausted, TrialStudy, attributes
@@ -89,7 +90,8 @@ def run_trials(
     )
     tuner.fit()
     # A trial that was just starting may have put its job there after all were stopped.
-    ray.get(pool.board.stop_all.remote())
+    with suppress(ray.exceptions.RayActorError):
+        ray.get(pool.board.stop_all.remote())
     if pool.lost:
         raise UserError(f"no slot is left to train on: {pool.lost}")
     if proposals.error:
@@ -202,6 +204,13 @@ class _Ledger(Unpickled, tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         number = trial.config["number"]
+        try:
+            # Nobody will ask for its next epoch: its slot must not wait for that.
+            ray.get(self._pool.board.stop.remote(f"trial-{number}"))
+        except ray.exceptions.RayActorError as error:
+            self._pool.lost = self._pool.lost or f"the board died: {first_line(error)}"
+        if self._pool.lost:
+            return  # it can go on another time
         self._study.fail(number, "error", str(trial.get_error() or "the trial's process died"))
         self.close(number)
 

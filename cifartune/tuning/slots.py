@@ -116,8 +116,8 @@ class SlotPool:
         self.shape = shape
         self.name = name
         self.storage = storage
-        # A thousand calls may wait on it at a time: one for every slot and every running trial.
-        actor = ray.remote(num_cpus=0)(Board).options(max_concurrency=1000)
+        # So many calls may wait on it at a time: one for every slot and every job.
+        actor = ray.remote(num_cpus=0)(Board).options(max_concurrency=100_000)
         self.board: Any = actor.remote()
         self.lost = ""
         """Why no slot is left; empty while one is."""
@@ -178,6 +178,7 @@ class SlotPool:
 
         Raises:
             Interrupted: `stop` was set. The epochs that were under way are done, and kept.
+            UserError: The board died.
         """
         pending: dict[ray.ObjectRef[Message], Work] = {}
         retries: dict[str, int] = {}
@@ -194,9 +195,16 @@ class SlotPool:
             if stop is not None and stop.is_set() and not is_stopping:
                 ray.get(self.board.wind_down.remote())
                 is_stopping = True
+                for job in pending.values():
+                    if isinstance(job, Probe):  # it has no epochs, and nothing to keep
+                        ray.get(self.board.stop.remote(job.id))
             ready, _ = ray.wait(list(pending), timeout=0.5)
             for reference in ready:
-                job, message = pending.pop(reference), ray.get(reference)
+                job = pending.pop(reference)
+                try:
+                    message = ray.get(reference)
+                except ray.exceptions.RayActorError as error:
+                    raise UserError(f"the board died: {first_line(error)}") from None
                 lost = isinstance(message, Failed) and message.slot_lost
                 if lost and retries.setdefault(job.id, 0) < RETRIES:
                     retries[job.id] += 1
@@ -246,14 +254,17 @@ class SlotPool:
     def _watch(self) -> None:
         """Kills slots that hang; they are started again."""
         while not self._closing.wait(WATCH_SECONDS):
-            if self.patience == float("inf"):
-                continue
-            with suppress(ray.exceptions.RayError):
+            try:
                 for slot, seat, job_id in ray.get(self.board.overdue.remote(self.patience)):
                     reason = f"{job_id} was at one epoch for more than {self.patience:.0f} s"
                     logger.warning("%s; its slot is killed", reason)
-                    ray.get(self.board.lose.remote(slot, Failed("timeout", reason)))
+                    ray.get(self.board.fail.remote(slot, Failed("timeout", reason)))
                     _kill(seat)
+            except ray.exceptions.RayActorError as error:
+                self.lost = self.lost or f"the board died: {first_line(error)}"
+                return
+            except ray.exceptions.RayError as error:
+                logger.warning("the watcher: %s", first_line(error))
 
     def _trainer(self, slot: int, attempt: int) -> TorchTrainer:
         # A hundredth of a core is left over, for the trials' own processes to be scheduled.
@@ -294,7 +305,8 @@ class SlotPool:
 def _kill(seat: Seat) -> None:
     """Ends a slot's process, wherever it runs and however it hangs."""
     if seat.node == ray.get_runtime_context().get_node_id():
-        os.kill(seat.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.kill(seat.pid, signal.SIGKILL)
         return
     there = NodeAffinitySchedulingStrategy(seat.node, soft=False)
     kill = ray.remote(num_cpus=0)(os.kill).options(scheduling_strategy=there)

@@ -94,6 +94,16 @@ class TrialStudy:
             self._memory: self._memory.get_study_id_from_name(self._mirror.study_name),
         }
 
+        self._end_what_failed()
+
+    def _end_what_failed(self) -> None:
+        """Ends trials that a process was about to end as failures when it died itself."""
+        for trial in self.trials:
+            if trial.state is TrialState.RUNNING and is_infeasible(trial):
+                self._end(trial.number, TrialState.PRUNED)
+            elif trial.state is TrialState.RUNNING and "failure" in attributes(trial):
+                self._end(trial.number, TrialState.FAIL)
+
     @property
     def trials(self) -> list[FrozenTrial]:
         """All trials in the order of their numbers."""
@@ -231,9 +241,9 @@ class TrialStudy:
 
     def reject(self, number: int, kind: str, message: str) -> None:
         """The recipe itself failed: PRUNED and infeasible, from which the sampler learns."""
-        self.annotate(number, {"failure": kind, "message": message})
         for storage, trial_id in self._ids(number):
             storage.set_trial_system_attr(trial_id, f"constraints:{FAILURE_CONSTRAINT}", 1.0)
+        self.annotate(number, {"failure": kind, "message": message})
         self._end(number, TrialState.PRUNED)
 
     def fail(self, number: int, kind: str, message: str) -> None:

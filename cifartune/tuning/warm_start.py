@@ -1,5 +1,7 @@
 """Trials of earlier searches, for the sampler of a new one."""
 
+import shutil
+import tempfile
 from pathlib import Path
 
 from optuna.trial import FrozenTrial, create_trial
@@ -41,7 +43,12 @@ def load_warm_start(space: SearchSpace, runs: Path) -> list[FrozenTrial]:
             raise UserError(f"{where}: {name} was searched for {theirs}, and this is for {ours}")
         if not run.study.exists():
             raise UserError(f"{where}: {name} has no trials")
-        study = TrialStudy(earlier, url=sqlite_url(run.study), name=run.name)
+        with tempfile.TemporaryDirectory() as folder:
+            # A copy: the other search may be running, or its folder be read-only.
+            for file in run.path.glob(f"{run.study.name}*"):
+                shutil.copy(file, folder)
+            copied = sqlite_url(Path(folder) / run.study.name)
+            study = TrialStudy(earlier, url=copied, name=run.name)
         trials = [_translated(space, study, t) for t in study.trials if t.state.is_finished()]
         if not any(trials):
             raise UserError(f"{where}: no trial of {name} lies in this space")

@@ -73,8 +73,11 @@ def _take_jobs(config: dict[str, Any]) -> None:
         except torch.AcceleratorError:
             raise  # the device's state is lost, and this process with it
         except Exception as error:
-            tell(job, _failure(error))
-            raise  # the others wait for this worker: all have to go
+            # When another worker dies, this one's sums over all fail, by a RuntimeError: that is
+            # not told, so that the slot counts as lost. All have to go, in any case.
+            if not isinstance(error, RuntimeError):
+                tell(job, _failure(error))
+            raise
         finally:
             guard.stop()
         give_back(device)  # now that no traceback holds what a failed job had

@@ -32,6 +32,24 @@ def test_shares_are_the_whole() -> None:
     assert sorted(i for own in every for i in own) == list(range(7))
 
 
+@pytest.mark.parametrize(
+    ("images", "count", "micro_batch"), [(457, 2, 228), (129, 2, 64), (100, 3, 33), (3, 4, 1)]
+)
+def test_all_make_as_many_parts(
+    images: int, count: int, micro_batch: int, recipe: Recipe, split: SplitImages
+) -> None:
+    """Also where their shares differ by an image."""
+    found = []
+    for rank in range(count):
+        trainer = Trainer(recipe.with_values({"micro_batch": micro_batch}), split)
+        trainer.workers = Workers(rank, count)
+        own, _ = trainer.workers.share(images)
+        sizes = trainer.part_sizes(own.stop - own.start, images)
+        assert sum(sizes) == own.stop - own.start and min(sizes) >= min(2, images)
+        found.append(len(sizes))
+    assert len(set(found)) == 1
+
+
 def work(rank: int, folder: Path, recipe: Recipe, split: SplitImages, stop_after: int) -> None:
     """One worker: trains, from the checkpoint if there is one, and keeps what it ends with."""
     torch.set_num_threads(1)

@@ -418,6 +418,18 @@ async def test_a_slot_that_is_long_at_one_epoch_is_overdue(board: Board) -> None
     asked = start(board.next("a"))
     assert await reported is Verdict.GO_ON
     assert await board.overdue(0) == [(0, SEAT, "a")]
-    await board.lose(0, Failed("timeout", "too long"))
+    await board.fail(0, Failed("timeout", "too long"))
     assert await asked == Failed("timeout", "too long")
     assert await board.overdue(0) == []
+    assert await board.lose(0, KILLED) is True  # it had worked before it hung
+
+
+@on_a_board
+async def test_a_slot_that_hangs_in_a_stopped_job_is_overdue(board: Board) -> None:
+    await taken(board, 0, "a")
+    await board.stop("a")
+    assert await board.overdue(0) == [(0, SEAT, "a")]
+    waiting = start(board.take(0, SEAT))
+    await settle()
+    assert await board.overdue(0) == []
+    waiting.cancel()

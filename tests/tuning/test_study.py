@@ -433,3 +433,14 @@ def test_an_ended_trial_is_in_the_file_itself(tmp_path: Path) -> None:
     assert found[0].intermediate_values == whole.intermediate_values != {}
     again = open_study(tmp_path / "whole", make_space()).trials
     assert again[1].intermediate_values == {1: 0.5}
+
+
+def test_a_failure_half_written_is_ended_when_the_study_is_opened(tmp_path: Path) -> None:
+    study = open_study(tmp_path, make_space())
+    for _ in range(3):
+        study.propose()
+    study.annotate(0, {"failure": "worker_killed", "message": "killed"})
+    for storage, trial_id in study._ids(1):
+        storage.set_trial_system_attr(trial_id, "constraints:failed", 1.0)
+    states = [trial.state for trial in open_study(tmp_path, make_space()).trials]
+    assert states == [TrialState.FAIL, TrialState.PRUNED, TrialState.RUNNING]
