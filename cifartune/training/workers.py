@@ -7,10 +7,9 @@ from datetime import timedelta
 from typing import Any, TypeVar, cast
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
+from torch import distributed as dist
 from torch.nn import functional as F
-from torch.nn.parallel import DistributedDataParallel
 from torch.overrides import TorchFunctionMode
 
 from cifartune.seeds import derive_seed
@@ -74,6 +73,8 @@ class Workers:
         """`network` so that its gradients are averaged over the workers."""
         if self.is_alone:
             return network
+        from torch.nn.parallel import DistributedDataParallel
+
         with warnings.catch_warnings(action="ignore", category=FutureWarning):
             # Statistics are the same everywhere, as the norms see whole batches. From torch 2.15
             # on the option has another name.

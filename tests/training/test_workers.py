@@ -115,7 +115,7 @@ PLAIN: dict[str, Any] = {"augment.crop": 2, "augment.flip": 0.5, "batch_size": 6
         {},  # 300 images: the last batch of an epoch is smaller
         # And here it is one image for two, and left out.
         pytest.param({"batch_size": 299}, marks=pytest.mark.slow),
-        {"augment.cutmix": 0.5, "label_smoothing": 0.1},
+        pytest.param({"augment.cutmix": 0.5, "label_smoothing": 0.1}, marks=pytest.mark.slow),
         # Of a step in parts, batch norms would see others.
         pytest.param(
             {"model.name": "tutorial_net", "model.resolution": 32, "micro_batch": 20},
@@ -146,6 +146,7 @@ def test_two_learn_what_one_does(
             assert torch.equal(other["state"]["network"][name], first["state"]["network"][name])
 
 
+@pytest.mark.slow
 def test_they_go_on_bit_for_bit(recipe: Recipe, split: SplitImages, tmp_path: Path) -> None:
     """Also where each draws its own dropout."""
     recipe = recipe.with_values(PLAIN | {"model.dropout": 0.3, "epochs": 3})

@@ -514,6 +514,7 @@ def test_two_workers_train_a_job_together(
     assert np.load(fold.folder / LOGITS).shape == (200, 10)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(psutil.virtual_memory().total > 40e9, reason="as much can be had here")
 def test_a_job_that_fills_the_memory_is_ended(ray_cluster: str, tmp_path: Path, job: Job) -> None:
     """Ten GiB at once, which are there; but of the memory that it has in the end it is told."""
