@@ -22,7 +22,7 @@ from cifartune.training.failures import OutOfMemory, is_out_of_memory
 from cifartune.training.memory import release_memory
 from cifartune.training.optim import restart_epochs
 from cifartune.training.workers import Workers
-from cifartune.tuning.messages import Job, Verdict
+from cifartune.tuning.messages import Job, Verdict, first_line
 from cifartune.tuning.modes import SMALLEST, fastest
 
 logger = logging.getLogger(__name__)
@@ -107,8 +107,7 @@ def _run(
         if is_out_of_memory(error):
             recipe = recipe or job.recipe
             whole = recipe.batch_size * (1 + recipe.augment.copies)
-            message = (str(error).strip() or "out of memory").splitlines()[0]
-            raise OutOfMemory(message, min(recipe.micro_batch or whole, whole)) from None
+            raise OutOfMemory(first_line(error), min(recipe.micro_batch or whole, whole)) from None
         raise
 
 
