@@ -14,9 +14,12 @@ from cifartune.config import Recipe, SearchSpace, load_space, smoke_space
 from cifartune.data import LabelledImages
 from cifartune.models.facts import network_facts
 from cifartune.models.network import head_layers
+from cifartune.planning import make_plan, recipes_to_measure
+from cifartune.planning.rehearsal import rehearse
 from cifartune.training import SplitImages
 from cifartune.training.canary import idle_parameters
 from cifartune.training.trainer import Trainer
+from cifartune.tuning.messages import Cost, Probed
 from cifartune.tuning.proposals import Proposer
 
 FOLDER = QUICK.parent
@@ -149,6 +152,25 @@ def test_no_parameter_of_a_smoke_run_is_idle(path: Path, cifar: LabelledImages) 
         validation=torch.arange(300, 400),
     )
     assert idle_parameters(smoke, split) == {}
+
+
+@each_space
+def test_a_space_is_planned_from_costs(path: Path) -> None:
+    space = load_space(path)
+    recipes = recipes_to_measure(space)
+    cost = Cost(1000, 5000, 2, 1, checkpoint_bytes=6 * 10**6, weights_bytes=2 * 10**6)
+    plan = make_plan(
+        space,
+        rehearse(space, slots=2),
+        recipes,
+        Probed({}, [cost] * len(recipes), 10**9),
+        slots=2,
+        cpus=1.0,
+        gpus=0.0,
+        start=20.0,
+    )
+    assert plan.trials == space.search.num_trials
+    assert len(plan.rates) == len(recipes)  # each has a name of its own
 
 
 @pytest.mark.parametrize(

@@ -250,16 +250,13 @@ class _Costs:
 
     def name(self, recipe: Recipe) -> str:
         """What tells a recipe from the others that were measured."""
-        kinds = [_kind(other) for other, _ in self.measured]
-        differs = [i for i in range(len(kinds[0])) if len({kind[i] for kind in kinds}) > 1]
-        values = recipe.flat()
-        words = [
-            *(str(values[name]) for name in _KIND),
-            "with sharpness" if recipe.optimizer.sam_rho else "plain steps",
-            "augmented" if augments(recipe) else "not augmented",
+        kinds = zip(*(_kind(other) for other, _ in self.measured), strict=True)
+        (_, network), *traits = _traits(recipe)
+        next(kinds)  # the network is said in any case
+        named = [
+            word for (_, word), others in zip(traits, kinds, strict=True) if len(set(others)) > 1
         ]
-        named = [words[i] for i in differs if i != _KIND.index("model.name")]
-        return ", ".join([recipe.model.name, *named])
+        return ", ".join([network, *named])
 
 
 _KIND = (
@@ -298,17 +295,26 @@ def _snapshots(recipe: Recipe) -> int:
 
 
 def _kind(recipe: Recipe) -> tuple[Any, ...]:
+    return tuple(value for value, _ in _traits(recipe))
+
+
+def _traits(recipe: Recipe) -> list[tuple[Any, str]]:
+    """What decides the cost of an image, each trait as it is compared and as it is said."""
     values = recipe.flat()
-    return (
-        # Numbers that are less than a factor of two apart are alike.
-        *(
-            round(math.log2(1 + values[name])) if type(values[name]) is int else values[name]
-            for name in _KIND
-        ),
-        round(4 * recipe.data.small_share) if recipe.data.small_side else 0,
-        recipe.optimizer.sam_rho > 0,  # two gradients a step
-        recipe.model.trainable != "all" and augments(recipe),  # features are computed or kept
-    )
+    share = round(4 * recipe.data.small_share) if recipe.data.small_side else 0
+    twice = recipe.optimizer.sam_rho > 0  # two gradients a step
+    kept = recipe.model.trainable != "all" and not augments(recipe)  # features
+    return [
+        *((_alike(value), str(value)) for value in (values[name] for name in _KIND)),
+        (share, f"small images for {share / 4:.0%}"),
+        (twice, "with sharpness" if twice else "plain steps"),
+        (kept, "features kept" if kept else "features not kept"),
+    ]
+
+
+def _alike(value: Any) -> Any:
+    """The same for numbers that are less than a factor of two apart."""
+    return round(math.log2(1 + value)) if type(value) is int else value
 
 
 def _trials(space: SearchSpace, rehearsals: Sequence[Sequence[Rehearsed]]) -> int:
