@@ -87,10 +87,11 @@ class Watcher(Observer):
     """Notes when trials end, what they trained, and what all processes used by then."""
 
     def __init__(self) -> None:
-        self.ends = [time.perf_counter()]
         self.trained: list[float] = []
         self.memory: list[int] = []
         self.cpu = [self._used()[1]]
+        self.ends: list[float] = []
+        self.starts = [time.perf_counter()]
 
     def trial_ended(self, trial: FrozenTrial) -> None:
         """Called by the search after each trial."""
@@ -99,11 +100,12 @@ class Watcher(Observer):
         memory, cpu = self._used()
         self.memory.append(memory)
         self.cpu.append(cpu)
+        self.starts.append(time.perf_counter())  # what was noted took time, and is not the trial's
 
     def beyond_training(self) -> list[float]:
         """Seconds of each trial."""
-        pairs = zip(self.ends, self.ends[1:], self.trained, strict=False)
-        return [end - start - trained for start, end, trained in pairs]
+        rows = zip(self.starts, self.ends, self.trained, strict=False)
+        return [end - start - trained for start, end, trained in rows]
 
     def growth(self) -> dict[str, float]:
         """From the first trials after a warm-up to the last, as a share."""

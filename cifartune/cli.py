@@ -22,6 +22,8 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="The CIFAR-10 images.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
+cluster_app = typer.Typer(help="Several machines.", no_args_is_help=True)
+app.add_typer(cluster_app, name="cluster")
 
 RunsOption = Annotated[Path, typer.Option("--runs", help="The folder of all runs.")]
 UriOption = Annotated[
@@ -38,6 +40,16 @@ SpaceArgument = Annotated[Path, typer.Argument(metavar="FILE", help="A search-sp
 DataDirOption = Annotated[
     Path | None, typer.Option(help="A folder with the official CIFAR-10 files.")
 ]
+AddressOption = Annotated[
+    str,
+    typer.Option(
+        envvar="RAY_ADDRESS",
+        help="The Ray cluster to run on: host:port, or auto for one that runs here. Default: one "
+        "of its own.",
+        show_default=False,
+    ),
+]
+LOCAL = "local"
 
 
 @app.command()
@@ -51,6 +63,7 @@ def search(
     runs: RunsOption = Path("runs"),
     tracking_uri: UriOption = None,
     data_dir: DataDirOption = None,
+    address: AddressOption = LOCAL,
 ) -> None:
     """Search, refit the best by cross-validation, evaluate once, report."""
     from cifartune.config import load_space, smoke_space
@@ -66,7 +79,7 @@ def search(
     root = _prepared(data_dir)
     run = RunFolder.create(runs, space, name, tracking_uri=uri)
     try:
-        _run(space, run, root)
+        _run(space, run, root, address)
     except BaseException:
         if not run.has_trials():  # leave nothing half-made behind
             shutil.rmtree(run.path, ignore_errors=True)
@@ -78,6 +91,7 @@ def resume(
     name: Annotated[str, typer.Argument(help="The run's name.")],
     runs: RunsOption = Path("runs"),
     data_dir: DataDirOption = None,
+    address: AddressOption = LOCAL,
 ) -> None:
     """Go on with an interrupted search where it stopped."""
     from cifartune.config import load_space
@@ -89,7 +103,7 @@ def resume(
         raise UserError(f"{name} is finished: {run.result} holds its outcome")
     space = load_space(run.space_file)
     _checked_uri(run.tracking_uri, runs)
-    _run(space, run, _prepared(data_dir))
+    _run(space, run, _prepared(data_dir), address)
 
 
 @app.command()
@@ -127,6 +141,7 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     runs: RunsOption = Path("runs"),
     data_dir: DataDirOption = None,
+    address: AddressOption = LOCAL,
 ) -> None:
     """Say what a search will cost: a rehearsal, and a minute's measuring on this machine."""
     import json
@@ -146,7 +161,14 @@ def plan(
     from cifartune.tuning.warm_start import load_warm_start
 
     warm_start = load_warm_start(space, runs)
-    planned = plan_search(space, data_root=root, started=_STARTED, warm_start=warm_start)
+    planned = plan_search(
+        space,
+        data_root=root,
+        started=_STARTED,
+        warm_start=warm_start,
+        address=address,
+        runs=None if address == LOCAL else runs.resolve(),
+    )
     if as_json:
         typer.echo(json.dumps(planned.as_dict(), indent=1))
         return
@@ -238,6 +260,28 @@ def info() -> None:
     )
 
 
+@cluster_app.command()
+def check(
+    address: AddressOption = LOCAL,
+    runs: RunsOption = Path("runs"),
+    data_dir: DataDirOption = None,
+) -> None:
+    """Say of each machine of a Ray cluster whether it can take part; fetch its images."""
+    from rich.console import Console
+
+    root = _prepared(data_dir)
+
+    from cifartune.report.machine import machines_table
+    from cifartune.tuning.cluster import cluster
+
+    with cluster(address):
+        from cifartune.tuning.machines import require_all, survey
+
+        machines = survey(runs.resolve(), root)
+    Console().print(machines_table(machines))
+    require_all(machines)
+
+
 def main() -> None:
     """Runs the command line; a mistake of the user's ends it with exit code 2."""
     from cifartune.errors import Interrupted, UserError
@@ -252,7 +296,7 @@ def main() -> None:
         sys.exit(130)
 
 
-def _run(space: "SearchSpace", run: "RunFolder", root: Path) -> None:
+def _run(space: "SearchSpace", run: "RunFolder", root: Path, address: str) -> None:
     from rich.console import Console
 
     from cifartune.errors import Interrupted
@@ -267,6 +311,7 @@ def _run(space: "SearchSpace", run: "RunFolder", root: Path) -> None:
             console=Console(),
             command=" ".join(["cifartune", *sys.argv[1:]]),
             started=_STARTED,
+            address=address,
         ).run()
     except (Interrupted, KeyboardInterrupt):
         if not run.has_trials():

@@ -11,3 +11,8 @@ class UserError(Exception):
 
 class Interrupted(Exception):
     """The user stopped the search. What is finished is kept, and the search can be resumed."""
+
+
+def first_line(error: BaseException) -> str:
+    """An error in one line, for people."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

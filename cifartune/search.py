@@ -25,7 +25,7 @@ from cifartune.report.terminal import Progress
 from cifartune.runs import RunFolder
 from cifartune.statistics import Accuracy
 from cifartune.tracking import MlflowTracker
-from cifartune.tuning.cluster import cluster, load_ray
+from cifartune.tuning.cluster import OWN, cluster, load_ray
 from cifartune.tuning.study import TrialStudy, attributes, sqlite_url
 from cifartune.tuning.warm_start import load_warm_start
 
@@ -51,6 +51,7 @@ class Search:
         console: Where progress and summary are shown.
         command: The command line, for MLflow.
         started: When the command began, on the clock of `time.monotonic`.
+        address: The Ray cluster to run on; see `cluster`.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class Search:
         console: Console,
         command: str = "",
         started: float | None = None,
+        address: str = OWN,
     ) -> None:
         self.space = space
         self.run_folder = run
@@ -69,6 +71,7 @@ class Search:
         self._data_root = data_root
         self._uri = run.tracking_uri
         self._command = command
+        self._address = address
         self._started = time.monotonic() if started is None else started
         self._stop = threading.Event()
         self._clock = Clock(run.clock)
@@ -128,8 +131,11 @@ class Search:
     def _slots(self) -> Iterator["SlotPool"]:
         """Ray and the warm slots, and meanwhile the splits and the tracking store."""
         run, space = self.run_folder, self.space
-        with cluster() as dashboard:
+        with cluster(self._address) as dashboard:
             from cifartune.tuning.slots import SlotPool, SlotShape
+
+            if self._address != OWN:
+                self._join()
 
             shape = SlotShape.choose(space.resources, space.search.max_concurrent)
             slots = f"{shape.count} slot{'s' if shape.count > 1 else ''} of {shape}"
@@ -153,6 +159,14 @@ class Search:
                 self._tracker.check()
                 self._clock.add("start", time.monotonic() - self._started)
                 yield pool
+
+    def _join(self) -> None:
+        """Makes sure that every machine of a cluster that is not ours can take part."""
+        from cifartune.tuning.machines import free_leftovers, require_all, survey
+
+        if count := free_leftovers():
+            self._point_out("note", f"freed what {count} workers of drivers that are gone held")
+        require_all(survey(self.run_folder.path.parent, self._data_root))
 
     def _look_ahead(self, pool: "SlotPool") -> None:
         """Stops where a parameter does nothing, and says what the search will cost."""

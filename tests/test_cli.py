@@ -11,7 +11,9 @@ import time
 from pathlib import Path
 
 import pandas as pd
+import psutil
 import pytest
+import torch
 import yaml
 from searches import QUICK, cifartune
 
@@ -218,6 +220,48 @@ def test_ctrl_c_keeps_everything_and_resume_goes_on(tmp_path: Path, data_root: P
         runs = store.execute("SELECT name, status FROM runs").fetchall()
     assert len(runs) == len(dict(runs)) == 1 + 3 + 1 + 2
     assert {status for _, status in runs} == {"FINISHED"}
+
+
+@pytest.mark.slow
+def test_ctrl_c_twice_ends_at_once_and_loses_nothing(tmp_path: Path, data_root: Path) -> None:
+    # An epoch takes ten seconds or more, which nobody waits for.
+    long = SMALL.replace("train_subset: 2000", "train_subset: 45000").replace(
+        "epochs: 3", "epochs: 9"
+    )
+    (tmp_path / "small.yaml").write_text(long.replace("resolution: 16", "resolution: 32"))
+    search = subprocess.Popen(
+        [sys.executable, "-m", "cifartune", "search", "small.yaml"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "CIFARTUNE_DATA": str(data_root), "PYTHONUNBUFFERED": "1"},
+    )
+    assert search.stdout
+    for line in search.stdout:
+        if re.match(r"trial +0 +epoch 1/9", line):
+            search.send_signal(signal.SIGINT)
+        if "Ctrl-C again" in line:
+            break
+    left = psutil.Process(search.pid).children(recursive=True)
+    assert left
+    time.sleep(1)
+    search.send_signal(signal.SIGINT)
+    start = time.monotonic()
+    _, errors = search.communicate(timeout=60)
+    assert time.monotonic() - start < 10
+    assert search.returncode == 130
+    assert "cifartune resume small" in errors and "Traceback" not in errors
+    _, alive = psutil.wait_procs(left, timeout=30)
+    assert not alive
+    assert [(state, steps) for _, state, steps in recorded(tmp_path)] == [
+        ("RUNNING", recorded(tmp_path)[0][2])
+    ]
+    assert [step for step, _ in recorded(tmp_path)[0][2]] == [1]
+    checkpoint = tmp_path / "runs" / "small" / "trials" / "0" / "checkpoint.pt"
+    assert len(torch.load(checkpoint, weights_only=True)["history"]) == 1
+    with sqlite3.connect(tmp_path / "runs" / "mlflow.db") as store:
+        assert set(store.execute("SELECT status FROM runs").fetchall()) == {("KILLED",)}
 
 
 def recorded(folder: Path) -> list[tuple[int, str, list[tuple[int, float]]]]:

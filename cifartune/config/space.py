@@ -186,6 +186,11 @@ class ResourceSpec(Section):
     gpus: Literal["auto"] | Annotated[float, Field(ge=0)] = Field(
         "auto", description="GPUs, or the share of one, a trial."
     )
+    isolation: Literal["slot", "process"] = Field(
+        "slot",
+        description="slot: processes train one trial after the other; process: each trial starts "
+        "processes of its own, ten seconds or more.",
+    )
     epoch_timeout: Annotated[
         Literal["auto"] | Annotated[float, Field(gt=0)], BeforeValidator(_seconds_or_auto)
     ] = Field(

@@ -4,7 +4,7 @@ The test images are read by `cifartune.data.test_set` alone, which is not re-exp
 """
 
 from cifartune.data.cifar10 import CLASSES, LabelledImages, default_root
-from cifartune.data.fetching import fetch
+from cifartune.data.fetching import fetch, root_here
 from cifartune.data.prepared import Info, info, load_train, verify
 
 __all__ = [
@@ -15,5 +15,6 @@ __all__ = [
     "fetch",
     "info",
     "load_train",
+    "root_here",
     "verify",
 ]

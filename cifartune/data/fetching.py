@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 
 from cifartune.data import cifar10, sources
 from cifartune.data.cifar10 import RECORD_BYTES, SPLITS, Progress, resolve_root
-from cifartune.data.prepared import MARKER, digest, file_shapes, is_prepared
+from cifartune.data.prepared import MARKER, digest, file_shapes, is_prepared, load_train
 from cifartune.data.sources import OFFICIAL_FOLDERS, Batches, SourceError
 from cifartune.errors import UserError
 
@@ -67,6 +67,22 @@ def fetch(
             "Make room or rights there, or set CIFARTUNE_DATA to another folder"
         ) from error
     return folder
+
+
+def root_here(root: Path) -> Path:
+    """The folder of the prepared images on this machine, for a job that comes from another.
+
+    That is `root` where it holds the training images here too, as on a disk that machines share;
+    else this machine's own, `$CIFARTUNE_DATA` or the user's cache, fetched first if need be.
+
+    Raises:
+        UserError: They are not there and cannot be fetched; see `fetch`.
+    """
+    try:
+        load_train(root)
+    except UserError:
+        return fetch()
+    return root
 
 
 def _prepare(folder: Path, official: Path | None, progress: Progress) -> None:

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from cifartune.config.recipe import PACKAGE_NETWORKS
+from cifartune.errors import first_line
 from cifartune.models.errors import UnfitNetwork
 from cifartune.models.network import head_layers
 
@@ -133,7 +134,7 @@ def fetch_imagenet(name: str) -> dict[str, Any]:
     except Exception as error:  # the hub, its HTTP client and urllib have errors of their own
         raise UnfitNetwork(
             f"model.weights: imagenet: timm's weights of {name} could not be fetched "
-            f"({_first_line(error.__cause__ or error)}); they need a network once and are then "
+            f"({first_line(error.__cause__ or error)}); they need a network once and are then "
             f"kept in a cache, or name a file of them, such as model.weights: {name}.safetensors"
         ) from error
 
@@ -232,7 +233,7 @@ def _read(file: Path) -> dict[str, Tensor]:
                 tree = tree[key]
         return {name: value for name, value in tree.items() if isinstance(value, Tensor)}
     except Exception as error:  # safetensors, pickle and zip have an error each
-        reason = _first_line(error)
+        reason = first_line(error)
         raise UnfitNetwork(f"model.weights: {file} cannot be read ({reason})") from error
 
 
@@ -242,7 +243,3 @@ def _renewed(network: nn.Module, own: dict[str, Tensor]) -> set[str]:
     layers = {*head_layers(network), *([first] if first else [])}
     prefixes = [f"{name}." for name, module in network.named_modules() if module in layers]
     return {name for name in own if name.startswith(tuple(prefixes))}
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

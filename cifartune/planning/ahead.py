@@ -16,7 +16,7 @@ from cifartune.logs import log_to
 from cifartune.planning.memory import probe_file, recall, remember
 from cifartune.planning.plan import Plan, make_plan, recipes_to_measure
 from cifartune.planning.rehearsal import rehearse
-from cifartune.tuning.cluster import cluster, load_ray
+from cifartune.tuning.cluster import OWN, cluster, load_ray
 from cifartune.tuning.messages import Probe
 from cifartune.tuning.slots import SlotPool, SlotShape
 
@@ -93,16 +93,28 @@ def plan_search(
     data_root: Path,
     started: float,
     warm_start: Sequence[FrozenTrial] = (),
+    address: str = OWN,
+    runs: Path | None = None,
 ) -> Plan:
     """The plan of a search that is not begun: starts slots, probes one, and leaves nothing.
+
+    Args:
+        space: The search.
+        data_root: The prepared images.
+        started: When the command began, on the clock of `time.monotonic`.
+        warm_start: Trials of other searches that the sampler knows.
+        address: The Ray cluster; see `cluster`.
+        runs: A folder that all its machines share. Default: this machine's for temporary files.
 
     Raises:
         UserError: As `look_ahead`, and where the machine has not what a trial wants.
     """
     load_ray()
-    with tempfile.TemporaryDirectory(prefix="cifartune-plan-") as temporary:
+    if runs is not None:
+        runs.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="cifartune-plan-", dir=runs) as temporary:
         folder = Path(temporary)
-        with log_to(folder / "log"), cluster():
+        with log_to(folder / "log"), cluster(address):
             shape = SlotShape.choose(space.resources, space.search.max_concurrent)
             with SlotPool(shape, name=f"plan-{space.name}", storage=folder / "ray") as pool:
                 splits = folder / "splits.npz"

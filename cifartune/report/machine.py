@@ -1,12 +1,17 @@
-"""What a search ran on, and with what."""
+"""What a search ran on, or might run on, and with what."""
 
 import os
 import platform
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
+from rich.table import Table
+
+if TYPE_CHECKING:  # Ray
+    from cifartune.tuning.machines import Machine
 
 PACKAGES = ("ray", "torch", "torchvision", "optuna", "mlflow", "timm", "numpy")
 
@@ -35,6 +40,24 @@ def versions() -> dict[str, str]:
         "cifartune": __version__,
         **{name: version(name) for name in PACKAGES},
     }
+
+
+def machines_table(machines: "Sequence[Machine]") -> Table:
+    """A row a machine of a cluster, and whether it can take part."""
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    table.add_column("machine")
+    for name in ("cores", "GPUs", "memory"):
+        table.add_column(name, justify="right")
+    table.add_column("can take part")
+    for machine in machines:
+        table.add_row(
+            machine.name,
+            f"{machine.cores:g}",
+            f"{machine.gpus:g}",
+            f"{machine.memory_bytes / 2**30:.1f} GiB",
+            "no" if machine.problems else "yes",
+        )
+    return table
 
 
 def processor() -> str:

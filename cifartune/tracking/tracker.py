@@ -17,7 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from cifartune import __version__
 from cifartune.config import Recipe
-from cifartune.errors import UserError
+from cifartune.errors import UserError, first_line
 from cifartune.events import Observer
 from cifartune.runs import RunFolder
 from cifartune.tuning.study import (
@@ -208,7 +208,7 @@ class MlflowTracker(Observer):
                 call()
             except Exception as error:  # tracking must never end a search
                 logger.exception("MLflow")
-                self.failures.append(_first_line(error))
+                self.failures.append(f"{type(error).__name__}: {first_line(error)}")
                 self._in_a_row += 1
             else:
                 self._in_a_row = 0
@@ -308,7 +308,3 @@ class MlflowTracker(Observer):
                 input_example=np.zeros((1, 32, 32, 3), np.uint8),
                 pip_requirements=[f"{name}=={version(name)}" for name in ("mlflow", "torch")],
             )
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"

@@ -7,15 +7,35 @@ from dataclasses import dataclass, field
 
 from cifartune.tuning.messages import Failed, Message, Progress, Seat, Verdict, Work
 
+RETRIES = 2
+"""How often a job is tried again whose slot died."""
+
 _STOPPED = Failed("stopped", "the job was stopped")
 
 
 @dataclass(eq=False)
 class _Entry:
+    """A job on the board.
+
+    Attributes:
+        job: What is to be done.
+        slot: Which slot is at it.
+        asked: Whether somebody waits for its next epoch.
+        is_ending: Whether its last epoch is done.
+        is_lost: Whether its slot died, and another will be asked when its next epoch is.
+        retries: How often its slot died before.
+        is_alone: Whether no other job may be under way beside it.
+        messages: What the slot said, for whoever asks.
+        verdict: The answers to the slot's reports.
+    """
+
     job: Work
     slot: int | None = None
     asked: bool = True
     is_ending: bool = False
+    is_lost: bool = False
+    retries: int = 0
+    is_alone: bool = False
     messages: asyncio.Queue[Message] = field(default_factory=asyncio.Queue)
     verdict: asyncio.Queue[Verdict] = field(default_factory=asyncio.Queue)
 
@@ -26,6 +46,9 @@ class Board:
     Slots call `take`, `report` and `end`; whoever wants a job done calls `submit`, `next` and
     `stop`. A slot begins a job's next epoch only when `next` asks for it, so that stopping a job
     wastes no epoch. After `wind_down` no epoch begins, and those under way are kept.
+
+    A job whose slot died goes on in the next that is free, from its checkpoint, twice at most. One
+    that ran out of memory beside others is tried once more with none beside it.
     """
 
     def __init__(self) -> None:
@@ -34,6 +57,7 @@ class Board:
         self._idle: dict[int, asyncio.Future[Work | None]] = {}
         self._seats: dict[int, Seat] = {}
         self._busy: dict[int, tuple[str, float]] = {}  # each slot's job, and since when it is at it
+        self._occupied: set[int] = set()  # the slots that hold a job, also between its epochs
         self._closed = False
         self._winding_down = False
         self._abandoned: Failed | None = None
@@ -64,7 +88,10 @@ class Board:
                 entry.verdict.put_nowait(Verdict.LEAVE)
                 return _STOPPED
             entry.asked = True
-            entry.verdict.put_nowait(Verdict.GO_ON)
+            if entry.is_lost:
+                self._retry(entry)
+            else:
+                entry.verdict.put_nowait(Verdict.GO_ON)
         message = await entry.messages.get()
         if isinstance(message, Progress):
             entry.asked, entry.is_ending = False, message.is_last
@@ -101,6 +128,7 @@ class Board:
         """A slot is free: waits for its next job. None: the board is closed."""
         self._seats[slot] = seat
         self._busy.pop(slot, None)
+        self._occupied.discard(slot)
         if self._closed:
             return None
         future: asyncio.Future[Work | None] = asyncio.get_running_loop().create_future()
@@ -123,8 +151,7 @@ class Board:
         self._worked.add(slot)
         entry = self._entry_of(slot, job_id)
         if entry is not None:
-            entry.slot = None
-            entry.messages.put_nowait(message)
+            self._end(entry, message)
 
     async def overdue(self, seconds: float) -> list[tuple[int, Seat, str]]:
         """The slots that have been at one epoch, or at what comes after the last, for longer.
@@ -146,10 +173,11 @@ class Board:
         """The job of a slot has failed, whatever the slot may say later."""
         self._idle.pop(slot, None)
         self._busy.pop(slot, None)
-        for entry in self._entries.values():
+        self._occupied.discard(slot)
+        for entry in list(self._entries.values()):
             if entry.slot == slot:
-                entry.slot = None
-                entry.messages.put_nowait(failure)
+                self._end(entry, failure)
+        self._match()
 
     async def lose(self, slot: int, failure: Failed) -> bool:
         """A slot died, and with it the job that it was at.
@@ -177,6 +205,33 @@ class Board:
             if not future.done():
                 future.set_result(None)
 
+    def _end(self, entry: _Entry, message: Message) -> None:
+        """A job's slot is done with it: that is its end, or it is tried again."""
+        others = self._occupied - {entry.slot}
+        entry.slot = None
+        if isinstance(message, Failed) and message.slot_lost and entry.retries < RETRIES:
+            entry.retries += 1
+        elif isinstance(message, Failed) and message.kind == "out_of_memory" and others:
+            entry.is_alone = True
+        else:
+            entry.messages.put_nowait(message)
+            return
+        if entry.asked and entry.messages.empty():
+            self._retry(entry)
+        else:  # whoever asked has not yet heard of the epoch before
+            entry.is_lost = True
+
+    def _retry(self, entry: _Entry) -> None:
+        entry.is_lost, entry.verdict = False, asyncio.Queue()
+        if self._abandoned:
+            entry.messages.put_nowait(self._abandoned)
+        elif self._winding_down:
+            del self._entries[entry.job.id]
+            entry.messages.put_nowait(_STOPPED)
+        else:
+            self._waiting.appendleft(entry)
+            self._match()
+
     def _entry_of(self, slot: int, job_id: str) -> _Entry | None:
         """The job, if it is still this slot's: it may be stopped, and even be given out again."""
         entry = self._entries.get(job_id)
@@ -184,10 +239,16 @@ class Board:
 
     def _match(self) -> None:
         for slot, future in list(self._idle.items()):
-            if not self._waiting:
+            if not self._waiting or not self._has_room(self._waiting[0]):
                 return
             entry = self._waiting.popleft()
             entry.slot = slot
+            self._occupied.add(slot)
             self._busy[slot] = entry.job.id, time.monotonic()
             del self._idle[slot]
             future.set_result(entry.job)
+
+    def _has_room(self, entry: _Entry) -> bool:
+        """Whether a job may begin beside those under way."""
+        someone_is_alone = any(e.is_alone and e.slot is not None for e in self._entries.values())
+        return not someone_is_alone and not (entry.is_alone and self._occupied)

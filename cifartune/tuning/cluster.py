@@ -1,11 +1,20 @@
-"""Ray: started for one command, quietly, and left behind clean."""
+"""Ray: started for one command or joined, quietly, and left behind clean."""
 
 import logging
 import os
+import socket
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import ModuleType
+from typing import Any
+
+from cifartune.errors import UserError, first_line
+
+KNOCK_SECONDS = 10.0
+
+OWN = "local"
+"""The address of a cluster of our own, which is started on this machine."""
 
 ENVIRONMENT = {
     # Ask for results often: Train's controllers look for them every two seconds by default.
@@ -20,6 +29,8 @@ ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     # No log files a trial: the study and MLflow hold the results.
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    # Nor Tune's own snapshots, which grow with the trials: the study is what is gone on from.
+    "TUNE_GLOBAL_CHECKPOINT_S": "inf",
     # Ctrl-C is ours; a trial that failed has no metrics, which is no mistake.
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
@@ -42,22 +53,77 @@ def load_ray() -> ModuleType:
 
 
 @contextmanager
-def cluster() -> Iterator[str]:
-    """A Ray cluster on this machine for the `with` block, with its dashboard.
+def cluster(address: str = OWN) -> Iterator[str]:
+    """A Ray cluster for the `with` block.
+
+    Its token is asked for, where the user has not set RAY_AUTH_MODE to say otherwise: whoever may
+    use a cluster runs code on it (CVE-2023-48022).
+
+    Args:
+        address: Of a cluster to join, as `host:port`, or `auto` for the one that `ray start` left
+            on this machine. Default: a cluster of our own on this machine, with its dashboard.
 
     Yields:
-        The dashboard's address, or an empty string where it did not start.
+        The dashboard's address, or an empty string where there is none.
+
+    Raises:
+        UserError: There is no cluster at `address`, or it does not let us in.
     """
+    options: dict[str, Any] = {"address": address}
+    if address == OWN:
+        options["include_dashboard"] = True
+    else:
+        if address != "auto":
+            _knock(address)
+        os.environ.setdefault("RAY_AUTH_MODE", "token")  # read when Ray is imported
+        options["runtime_env"] = {"env_vars": ENVIRONMENT}
     ray = load_ray()
-    context = ray.init(
-        address="local", include_dashboard=True, log_to_driver=False, logging_level=logging.WARNING
-    )
+    try:
+        with nullcontext() if address == OWN else _without_stderr():
+            context = ray.init(**options, log_to_driver=False, logging_level=logging.WARNING)
+    except Exception as error:
+        if address == OWN:
+            raise
+        raise UserError(
+            f"--address {address}: cannot join that cluster: {first_line(error)}. Is its token "
+            "here, in RAY_AUTH_TOKEN or ~/.ray/auth_token? On its head, ray get-auth-token prints "
+            "it; where it asks for none, set RAY_AUTH_MODE=disabled"
+        ) from None
     _protect_token()
     try:
         url = context.dashboard_url
         yield f"http://{url}" if url else ""
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _without_stderr() -> Iterator[None]:
+    """Drops what is written to the error stream, also by C++: each try to join, once a second."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(nowhere)
+        os.close(kept)
+
+
+def _knock(address: str) -> None:
+    """Refuses an address where nothing answers; Ray would try for minutes.
+
+    Raises:
+        UserError: Says so.
+    """
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=KNOCK_SECONDS).close()
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"--address {address}: no Ray cluster answers there ({first_line(error)}); it is "
+            "host:port, as ray start --head prints it, or auto"
+        ) from None
 
 
 def _protect_token() -> None:

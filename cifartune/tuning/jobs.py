@@ -14,6 +14,7 @@ from torch import Tensor
 
 from cifartune.data import load_train
 from cifartune.data.splits import Splits
+from cifartune.errors import first_line
 from cifartune.files import write_atomically
 from cifartune.training import EpochResult, SplitImages, Trainer
 from cifartune.training.classifier import save_classifier
@@ -22,7 +23,7 @@ from cifartune.training.failures import OutOfMemory, is_out_of_memory
 from cifartune.training.memory import release_memory
 from cifartune.training.optim import restart_epochs
 from cifartune.training.workers import Workers
-from cifartune.tuning.messages import Job, Verdict, first_line
+from cifartune.tuning.messages import Job, Verdict
 from cifartune.tuning.modes import SMALLEST, fastest
 
 logger = logging.getLogger(__name__)

@@ -7,9 +7,6 @@ from typing import Any
 
 from cifartune.config import Recipe, SearchSpace
 
-RETRIES = 2
-"""How often a job is given to another slot after its own died."""
-
 
 @dataclass(frozen=True)
 class Job:
@@ -179,8 +176,3 @@ class Failed:
 
 Message = Progress | Finished | Failed
 Work = Job | Probe
-
-
-def first_line(error: BaseException) -> str:
-    """An error in one line, for people."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

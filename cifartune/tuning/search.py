@@ -13,12 +13,13 @@ import ray
 from optuna.trial import TrialState
 from ray import tune
 from ray.tune.search import Searcher
+from ray.util.placement_group import NODE_ID_LABEL_KEY
 
-from cifartune.errors import UserError
+from cifartune.errors import UserError, first_line
 from cifartune.events import Observer
-from cifartune.tuning.messages import Failed, first_line
+from cifartune.tuning.messages import Failed
 from cifartune.tuning.schedulers import Unpickled, make_scheduler, tune_metric
-from cifartune.tuning.slots import SlotPool
+from cifartune.tuning.slots import SlotPool, this_machine
 from cifartune.tuning.study import Proposal, SpaceExhausted, TrialStudy, attributes
 from cifartune.tuning.trainable import Trial
 
@@ -62,8 +63,11 @@ def run_trials(
     stop = stop or threading.Event()
     ray.get(pool.board.reopen.remote())
     parameters = {"board": pool.board, "folder": folder, "data_root": data_root, "splits": splits}
+    # On this machine, which may have no core to give, so that no other's end takes a trial with it.
+    here = [{NODE_ID_LABEL_KEY: this_machine()}]
     trainable = tune.with_resources(
-        tune.with_parameters(Trial, **parameters), tune.PlacementGroupFactory([{"CPU": 0.001}])
+        tune.with_parameters(Trial, **parameters),
+        tune.PlacementGroupFactory([{"memory": 1}], bundle_label_selector=here),
     )
     proposals = _Proposals(study, stop)
     ledger = _Ledger(study, pool, observers, folder)

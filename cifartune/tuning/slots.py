@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig
@@ -18,11 +18,10 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cifartune.config.space import ResourceSpec
-from cifartune.errors import Interrupted, UserError
+from cifartune.errors import Interrupted, UserError, first_line
 from cifartune.tuning.board import Board
 from cifartune.tuning.guard import SHARE
 from cifartune.tuning.messages import (
-    RETRIES,
     Failed,
     Finished,
     Message,
@@ -31,7 +30,6 @@ from cifartune.tuning.messages import (
     Progress,
     Seat,
     Work,
-    first_line,
 )
 from cifartune.tuning.worker import slot_loop
 
@@ -56,12 +54,14 @@ class SlotShape:
         cpus: Cores of each.
         gpus: GPUs, or the share of one, of each.
         workers: Processes of each, which share its cores and GPUs alike.
+        isolation: Whether its processes train one job after the other, or one each.
     """
 
     count: int
     cpus: float
     gpus: float
     workers: int = 1
+    isolation: Literal["slot", "process"] = "slot"
 
     def __str__(self) -> str:
         text = f"{self.cpus:g} CPU core{'' if self.cpus == 1 else 's'}"
@@ -70,41 +70,61 @@ class SlotShape:
 
     @classmethod
     def choose(cls, wanted: ResourceSpec, max_concurrent: int | str) -> "SlotShape":
-        """Fills in `auto` from what the Ray cluster has.
+        """Fills in `auto` from what the machines of the Ray cluster have.
 
-        With GPUs: one for each worker of a slot, with an equal share of the cores. Without: two
-        cores a slot, for a convolution on two cores is nearly twice as fast as on one, and a search
-        with fewer slots stops bad trials sooner; or one for each worker.
+        With GPUs: one for each worker of a slot, with an equal share of its machine's cores.
+        Without: two cores a slot, for a convolution on two cores is nearly twice as fast as on one,
+        and a search with fewer slots stops bad trials sooner; or one for each worker.
 
         Raises:
             UserError: One slot wants more than there is.
         """
-        have: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        cores, devices = have.get("CPU", 1.0), have.get("GPU", 0.0)
-        gpus = wanted.gpus if wanted.gpus != "auto" else min(devices, float(wanted.workers))
+        machines = [
+            (node["Resources"].get("CPU", 0.0), node["Resources"].get("GPU", 0.0))
+            for node in ray.nodes()  # type: ignore[no-untyped-call]
+            if node["Alive"]
+        ]
+        workers = wanted.workers
+        devices = sum(gpus for _, gpus in machines)
+        gpus = wanted.gpus if wanted.gpus != "auto" else min(devices, float(workers))
+        cores, most = max(machines, key=lambda machine: machine if not gpus else machine[::-1])
         if wanted.cpus != "auto":
             cpus = wanted.cpus
         elif gpus:
-            cpus = max(1.0, cores // max(1, _shares(devices, gpus)))
+            cpus = workers * max(1.0, cores // max(1, _shares(most, gpus / workers)))
         else:
-            cpus = max(min(2.0, cores), float(wanted.workers))
-        for key, want, there in (("cpus", cpus, cores), ("gpus", gpus, devices)):
-            if want > there:
-                raise UserError(
-                    f"resources.{key}: {want:g} wanted for a trial, but Ray has {there:g} here; "
-                    "lower it, or leave it out"
-                )
-        count = min(_shares(cores, cpus), _shares(devices, gpus) if gpus else int(cores))
+            cpus = max(min(2.0, cores), float(workers))
+
+        def room(machine: tuple[float, float]) -> int:
+            """How many workers fit on a machine."""
+            by_cores = _shares(machine[0], cpus / workers)
+            return min(by_cores, _shares(machine[1], gpus / workers) if gpus else int(machine[0]))
+
+        count = sum(map(room, machines)) // workers
+        if not count:
+            all_cores = sum(there for there, _ in machines)
+            for key, want, there in (("cpus", cpus, all_cores), ("gpus", gpus, devices)):
+                if want > there:
+                    raise UserError(
+                        f"resources.{key}: {want:g} wanted for a trial, but Ray has {there:g} "
+                        "here; lower it, or leave it out"
+                    )
+            share = cls(1, cpus / workers, gpus / workers)
+            raise UserError(
+                f"resources: no machine has {share} for a worker; lower cpus and gpus, or leave "
+                "them out"
+            )
         if isinstance(max_concurrent, int):
             count = min(count, max_concurrent)
-        return cls(max(1, count), cpus, gpus, wanted.workers)
+        return cls(count, cpus, gpus, workers, wanted.isolation)
 
 
 class SlotPool:
     """A board and the slots that work on it, for as long as the `with` block lasts.
 
-    Each slot is a TorchTrainer whose training loop takes job after job. It is held by a thread of
-    the driver; when the driver ends, however it ends, Ray ends the slot.
+    Each slot is a TorchTrainer whose training loop takes job after job; or one job, where processes
+    are isolated, after which another TorchTrainer is started. It is held by a thread of the driver;
+    when the driver ends, however it ends, Ray ends the slot.
 
     Args:
         shape: The number of slots and their resources.
@@ -117,7 +137,9 @@ class SlotPool:
         self.name = name
         self.storage = storage
         # So many calls may wait on it at a time: one for every slot and every job.
-        actor = ray.remote(num_cpus=0)(Board).options(max_concurrency=100_000)
+        actor = ray.remote(num_cpus=0)(Board).options(
+            max_concurrency=100_000, scheduling_strategy=only_on(this_machine())
+        )
         self.board: Any = actor.remote()
         self.lost = ""
         """Why no slot is left; empty while one is."""
@@ -173,15 +195,13 @@ class SlotPool:
     ) -> Iterator[tuple[Work, Message]]:
         """Runs all jobs to their end, as many at a time as there are slots.
 
-        Yields every message of every job as it comes; the last of a job is no `Progress`. A job
-        whose slot died is retried from its last checkpoint before that counts as its end.
+        Yields every message of every job as it comes; the last of a job is no `Progress`.
 
         Raises:
             Interrupted: `stop` was set. The epochs that were under way are done, and kept.
             UserError: The board died.
         """
         pending: dict[ray.ObjectRef[Message], Work] = {}
-        retries: dict[str, int] = {}
 
         def ask(job: Work) -> None:
             pending[self.board.next.remote(job.id)] = job
@@ -205,12 +225,6 @@ class SlotPool:
                     message = ray.get(reference)
                 except ray.exceptions.RayActorError as error:
                     raise UserError(f"the board died: {first_line(error)}") from None
-                lost = isinstance(message, Failed) and message.slot_lost
-                if lost and retries.setdefault(job.id, 0) < RETRIES:
-                    retries[job.id] += 1
-                    ray.get(self.board.submit.remote(job))
-                    ask(job)
-                    continue
                 if isinstance(message, Progress):
                     ask(job)
                 if not (isinstance(message, Failed) and message.stopped):
@@ -224,7 +238,10 @@ class SlotPool:
         while deaths <= RESTARTS:
             try:
                 self._trainer(slot, start).fit()
-                return
+                if self._closing.is_set() or self.shape.isolation == "slot":
+                    return
+                start, deaths = start + 1, 0
+                continue
             except Exception as error:  # whatever ended the worker group, its job must hear of it
                 reason = f"slot {slot} died: {first_line(error)}"
             if self._closing.is_set():
@@ -267,9 +284,8 @@ class SlotPool:
                 logger.warning("the watcher: %s", first_line(error))
 
     def _trainer(self, slot: int, attempt: int) -> TorchTrainer:
-        # A hundredth of a core is left over, for the trials' own processes to be scheduled.
         shape = self.shape
-        resources = {"CPU": max(0.01, shape.cpus - 0.01) / shape.workers}
+        resources = {"CPU": shape.cpus / shape.workers}
         if shape.gpus:
             resources["GPU"] = shape.gpus / shape.workers
         # NCCL wants a GPU for each worker.
@@ -283,6 +299,8 @@ class SlotPool:
                 "threads": max(1, int(shape.cpus / shape.workers)),
                 "device": "cuda" if shape.gpus else "cpu",
                 "memory_share": self.memory_share,
+                "home": this_machine(),
+                "one_job": shape.isolation == "process",
             },
             torch_config=TorchConfig(backend="gloo" if is_shared else None),
             scaling_config=ScalingConfig(
@@ -304,14 +322,23 @@ class SlotPool:
 
 def _kill(seat: Seat) -> None:
     """Ends a slot's process, wherever it runs and however it hangs."""
-    if seat.node == ray.get_runtime_context().get_node_id():
+    if seat.node == this_machine():
         with suppress(ProcessLookupError):
             os.kill(seat.pid, signal.SIGKILL)
         return
-    there = NodeAffinitySchedulingStrategy(seat.node, soft=False)
-    kill = ray.remote(num_cpus=0)(os.kill).options(scheduling_strategy=there)
+    kill = ray.remote(num_cpus=0)(os.kill).options(scheduling_strategy=only_on(seat.node))
     with suppress(ray.exceptions.RayError):  # the machine is gone, and the process with it
         ray.get(kill.remote(seat.pid, signal.SIGKILL), timeout=CLOSE_SECONDS)
+
+
+def this_machine() -> str:
+    """Ray's name of the machine that this process runs on."""
+    return str(ray.get_runtime_context().get_node_id())
+
+
+def only_on(node: str) -> NodeAffinitySchedulingStrategy:
+    """Makes Ray run something on one machine and on no other."""
+    return NodeAffinitySchedulingStrategy(node, soft=False)
 
 
 def _shares(there: float, share: float) -> int:

@@ -7,7 +7,7 @@ import ray
 from ray import tune
 
 from cifartune.config import Recipe
-from cifartune.tuning.messages import RETRIES, Failed, Finished, Job, Message, Progress
+from cifartune.tuning.messages import Finished, Job, Message, Progress
 
 
 class Trial(tune.Trainable):
@@ -86,11 +86,5 @@ class Trial(tune.Trainable):
         ray.get(self._board.submit.remote(self._job))
 
     def _next(self) -> Message:
-        """The job's next message. A job whose slot died goes on elsewhere from its checkpoint."""
-        for _ in range(RETRIES):
-            message: Message = ray.get(self._board.next.remote(self._job.id))
-            if not (isinstance(message, Failed) and message.slot_lost):
-                return message
-            self._submit()
-        last: Message = ray.get(self._board.next.remote(self._job.id))
-        return last
+        message: Message = ray.get(self._board.next.remote(self._job.id))
+        return message

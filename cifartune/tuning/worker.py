@@ -2,6 +2,7 @@
 
 import gc
 import os
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,8 @@ import ray
 import ray.train
 from ray.train.torch import get_device
 
-from cifartune.errors import UserError
+from cifartune.data import root_here
+from cifartune.errors import UserError, first_line
 from cifartune.tuning.guard import MemoryGuard
 from cifartune.tuning.messages import (
     Failed,
@@ -20,7 +22,6 @@ from cifartune.tuning.messages import (
     Seat,
     Verdict,
     Work,
-    first_line,
 )
 
 if TYPE_CHECKING:  # torch is loaded in the slots alone
@@ -69,7 +70,7 @@ def _take_jobs(config: dict[str, Any]) -> None:
         guard = MemoryGuard(partial(ran_short, job), config["memory_share"])
         guard.start()
         try:
-            message = _do(job, board, slot, device, workers)
+            message = _do(job, board, slot, device, workers, seat.node != config["home"])
         except torch.AcceleratorError:
             raise  # the device's state is lost, and this process with it
         except Exception as error:
@@ -83,10 +84,19 @@ def _take_jobs(config: dict[str, Any]) -> None:
         give_back(device)  # now that no traceback holds what a failed job had
         if workers.rank == 0:
             tell(job, message)
+        if config["one_job"]:
+            return
 
 
-def _do(job: Work, board: Any, slot: int, device: "torch.device", workers: "Workers") -> Message:
-    """Does a job, and returns how it ended.
+def _do(
+    job: Work,
+    board: Any,
+    slot: int,
+    device: "torch.device",
+    workers: "Workers",
+    is_away: bool,
+) -> Message:
+    """Does a job, on the driver's machine or away from it, and returns how it ended.
 
     What one of several workers may fail of alone is raised, and so is what leaves the process unfit
     for another job.
@@ -106,6 +116,8 @@ def _do(job: Work, board: Any, slot: int, device: "torch.device", workers: "Work
         return verdict
 
     try:
+        if is_away:
+            job = replace(job, data_root=root_here(job.data_root))
         if isinstance(job, Probe):
             if workers.rank:
                 return Finished()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import small_cifar
 
-from cifartune.data import fetch, fetching, info, load_train, verify
+from cifartune.data import fetch, fetching, info, load_train, root_here, verify
 from cifartune.data.cifar10 import Bytes, Progress
 from cifartune.data.prepared import is_prepared
 from cifartune.data.sources import Batches, SourceError
@@ -98,6 +98,20 @@ def test_an_official_folder_in_the_root_is_used(tmp_path: Path, calls: list[str]
     fetch(tmp_path)
     verify(tmp_path)
     assert calls == []
+
+
+def test_a_machine_without_the_drivers_folder_has_its_own(
+    tmp_path: Path, calls: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, shared = tmp_path / "own", tmp_path / "shared"
+    monkeypatch.setenv("CIFARTUNE_DATA", str(own))
+    with pytest.raises(UserError, match="could not be fetched"):
+        root_here(shared)
+    small_cifar.write_binary(own)
+    assert root_here(shared) == own and len(load_train(own).images)
+    small_cifar.write_binary(shared)
+    fetch(shared)
+    assert root_here(shared) == shared
 
 
 @pytest.mark.parametrize("given", [True, False])

@@ -224,27 +224,46 @@ async def test_stop_all_ends_waiting_and_running_jobs(board: Board) -> None:
 
 
 @on_a_board
-async def test_a_lost_slot_fails_its_job_alone(board: Board) -> None:
+async def test_the_job_of_a_lost_slot_goes_on_in_another(board: Board) -> None:
     await taken(board, 0, "a")
     await taken(board, 1, "b")
     first, second = start(board.next("a")), start(board.next("b"))
+    idle = start(board.take(2, SEAT))
     await settle()
     await board.lose(0, KILLED)
-    assert await first == KILLED
-    assert await waits(second)
-    second.cancel()
+    assert await idle == job("a")
+    assert await waits(first) and await waits(second)
+    await board.end(0, "a", Finished())  # the one that was lost has no say any more
+    assert await waits(first)
+    reported = start(board.report(2, "a", progress(1)))
+    assert await first == progress(1)
+    assert await waits(reported)
+    for task in (second, reported):
+        task.cancel()
 
 
 @on_a_board
-async def test_a_job_can_be_given_to_another_slot(board: Board) -> None:
+async def test_a_job_is_tried_twice_again(board: Board) -> None:
+    await taken(board, 0, "a")
+    asked = start(board.next("a"))
+    for _ in range(2):
+        await settle()
+        await board.lose(0, KILLED)
+        assert await board.take(0, SEAT) == job("a")
+    await board.lose(0, KILLED)
+    assert await asked == KILLED
+
+
+@on_a_board
+async def test_a_lost_job_goes_on_only_when_its_next_epoch_is_asked_for(board: Board) -> None:
     await taken(board, 0, "a")
     reported = start(board.report(0, "a", progress(1)))  # of the slot that will be lost
     assert await board.next("a") == progress(1)
     await board.lose(0, KILLED)
-    lost = await board.next("a")
-    assert isinstance(lost, Failed) and lost.slot_lost
-    await taken(board, 1, "a")
+    free = start(board.take(1, SEAT))
+    assert await waits(free)
     asked = start(board.next("a"))
+    assert await free == job("a")
     again = start(board.report(1, "a", progress(1)))
     assert await asked == progress(1)
     assert await waits(again)
@@ -253,6 +272,94 @@ async def test_a_job_can_be_given_to_another_slot(board: Board) -> None:
     await board.end(1, "a", Finished())
     assert await asked == Finished()
     reported.cancel()
+
+
+@on_a_board
+async def test_a_result_that_nobody_heard_comes_before_another_try(board: Board) -> None:
+    await taken(board, 0, "a")
+    reported = start(board.report(0, "a", progress(1)))
+    await settle()
+    await board.lose(0, KILLED)
+    free = start(board.take(1, SEAT))
+    assert await waits(free)
+    assert await board.next("a") == progress(1)
+    assert await waits(free)
+    asked = start(board.next("a"))
+    assert await free == job("a")
+    again = start(board.report(1, "a", progress(1)))
+    assert await asked == progress(1)
+    assert await waits(again)  # one question, one epoch
+    for task in (reported, again):
+        task.cancel()
+
+
+@on_a_board
+async def test_a_lost_job_is_not_begun_again_when_the_board_winds_down(board: Board) -> None:
+    await taken(board, 0, "a")
+    await taken(board, 1, "b")
+    asked = start(board.next("a"))
+    reported = start(board.report(1, "b", progress(1)))
+    assert await board.next("b") == progress(1)
+    await board.wind_down()
+    for slot in (0, 1):
+        await board.lose(slot, KILLED)
+    assert is_stopped(await asked)
+    assert is_stopped(await board.next("b"))
+    free = start(board.take(0, SEAT))
+    assert await waits(free)
+    for task in (free, reported):
+        task.cancel()
+
+
+TOO_LARGE = Failed("out_of_memory", "too large")
+
+
+@on_a_board
+async def test_what_runs_out_of_memory_beside_others_is_tried_alone(board: Board) -> None:
+    await taken(board, 0, "a")
+    await taken(board, 1, "b")
+    await board.submit(job("c"))
+    first, second = start(board.next("a")), start(board.next("b"))
+    await settle()
+    await board.end(0, "a", TOO_LARGE)
+    free = start(board.take(0, SEAT))
+    assert await waits(free)  # neither a, beside b, nor c, before it
+    await board.end(1, "b", Finished())
+    assert await second == Finished()
+    also_free = start(board.take(1, SEAT))
+    assert await free == job("a")
+    assert await waits(also_free)  # c beside a
+    await board.end(0, "a", TOO_LARGE)
+    assert await first == TOO_LARGE
+    last = start(board.take(0, SEAT))
+    assert await also_free == job("c")
+    last.cancel()
+
+
+@on_a_board
+async def test_what_runs_out_of_memory_alone_has_failed(board: Board) -> None:
+    await taken(board, 0, "a")
+    idle = start(board.take(1, SEAT))
+    await settle()
+    await board.end(0, "a", TOO_LARGE)
+    assert await board.next("a") == TOO_LARGE
+    idle.cancel()
+
+
+@on_a_board
+async def test_who_is_to_be_alone_waits_for_a_slot_that_dies_of_it(board: Board) -> None:
+    """The guard of a slot tells what it saw, and ends its process."""
+    await taken(board, 0, "a")
+    await taken(board, 1, "b")
+    asked = start(board.next("a"))
+    await settle()
+    await board.end(0, "a", TOO_LARGE)
+    await board.end(1, "b", Finished())
+    free = start(board.take(1, SEAT))
+    assert await waits(free)  # slot 0 still holds what it had
+    await board.lose(0, KILLED)
+    assert await free == job("a")
+    asked.cancel()
 
 
 @on_a_board
@@ -348,7 +455,7 @@ def test_failures_say_whose_they_are(kind: str, blamed: bool, lost: bool) -> Non
 async def test_a_lost_slot_says_whether_it_had_worked(board: Board) -> None:
     await taken(board, 0, "a")
     assert await board.lose(0, KILLED) is False
-    await board.next("a")
+    await board.stop("a")
     await taken(board, 0, "b")
     reported = start(board.report(0, "b", progress(1)))
     await settle()
@@ -419,9 +526,11 @@ async def test_a_slot_that_is_long_at_one_epoch_is_overdue(board: Board) -> None
     assert await reported is Verdict.GO_ON
     assert await board.overdue(0) == [(0, SEAT, "a")]
     await board.fail(0, Failed("timeout", "too long"))
-    assert await asked == Failed("timeout", "too long")
+    assert await waits(asked)
     assert await board.overdue(0) == []
     assert await board.lose(0, KILLED) is True  # it had worked before it hung
+    assert await board.take(1, SEAT) == job("a")
+    asked.cancel()
 
 
 @on_a_board

@@ -1,10 +1,8 @@
 """Warm slots on a real Ray cluster of this machine, which all tests of this file share."""
 
 import json
-import os
 import re
 import resource
-import signal
 import sys
 import threading
 import time
@@ -212,16 +210,14 @@ def test_a_failing_recipe_ends_alone(pool: SlotPool, job: Job) -> None:
 
 def test_a_job_survives_its_slots_process(pool: SlotPool, job: Job, one_thread: None) -> None:
     collect(pool, [vary(job, "warm-up-1"), vary(job, "warm-up-2")])
-    before = {process: sum(process.cpu_times()[:2]) for process in workers()}
     job = vary(job, "killed", fold=0, epochs=4)
     epochs, end, killed = [], None, None
     for _, message in pool.run([job]):
         if isinstance(message, Progress):
             epochs.append(message.epoch)
             if message.epoch == 2 and killed is None:  # so that there is a checkpoint, of epoch 1
-                # The process at work is the one whose clock has advanced.
-                killed = max(before, key=lambda p: sum(p.cpu_times()[:2]) - before[p])
-                os.kill(killed.pid, signal.SIGKILL)
+                killed = at_work_on(job, pool)
+                killed.kill()
         else:
             end = message
     assert isinstance(end, Finished)
@@ -236,9 +232,15 @@ def test_a_job_survives_its_slots_process(pool: SlotPool, job: Job, one_thread: 
     assert wait_until(lambda: len(workers()) == 2)
 
 
+def at_work_on(job: Job, pool: SlotPool) -> psutil.Process:
+    """The process of the slot that is at an epoch of `job`."""
+    busy = ray.get(pool.board.overdue.remote(0))
+    [pid] = [seat.pid for _, seat, name in busy if name == job.id]
+    return psutil.Process(pid)
+
+
 def test_a_slot_that_hangs_is_started_anew(pool: SlotPool, job: Job) -> None:
     collect(pool, [vary(job, "warm-up-1"), vary(job, "warm-up-2")])
-    before = {process: sum(process.cpu_times()[:2]) for process in workers()}
     job = vary(job, "hangs", epochs=4)
     epochs, hung = [], None
     pool.patience = 15.0
@@ -247,7 +249,7 @@ def test_a_slot_that_hangs_is_started_anew(pool: SlotPool, job: Job) -> None:
             if isinstance(message, Progress):
                 epochs.append(message.epoch)
                 if message.epoch == 2 and hung is None:
-                    hung = max(before, key=lambda p: sum(p.cpu_times()[:2]) - before[p])
+                    hung = at_work_on(job, pool)
                     hung.suspend()
     finally:
         pool.patience = float("inf")
@@ -515,6 +517,24 @@ def test_two_workers_train_a_job_together(
 
 
 @pytest.mark.slow
+def test_isolated_jobs_have_processes_of_their_own(
+    ray_cluster: str, tmp_path: Path, job: Job, split: SplitImages, one_thread: None
+) -> None:
+    shape = SlotShape(count=1, cpus=0.5, gpus=0, isolation="process")
+    others = {process.pid for process in workers()}
+    bad = replace(vary(job, "bad"), recipe=job.recipe.with_values(DIVERGES))
+    with SlotPool(shape, name="isolated", storage=tmp_path) as pool:
+        trainers: dict[str, int] = {}
+        for one, message in pool.run([vary(job, "good"), bad, vary(job, "next", seed=5)]):
+            if isinstance(message, Progress):
+                trainers[one.id] = ray.get(pool.board.seat.remote(0)).pid
+        assert isinstance(message, Finished)
+    assert set(trainers) == {"good", "next"}
+    assert len({*trainers.values()} - others) == 2
+    assert wait_until(lambda: {process.pid for process in workers()} == others)
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(psutil.virtual_memory().total > 40e9, reason="as much can be had here")
 def test_a_job_that_fills_the_memory_is_ended(ray_cluster: str, tmp_path: Path, job: Job) -> None:
     """Ten GiB at once, which are there; but of the memory that it has in the end it is told."""
@@ -591,23 +611,42 @@ def held() -> list[str]:
         ({"CPU": 20.0, "GPU": 1.0}, {"gpus": 0.1}, "auto", (10, 2, 0.1)),
         ({"CPU": 2.0, "GPU": 4.0}, {}, "auto", (2, 1, 1)),
         ({"CPU": 8.0, "GPU": 1.0}, {"gpus": 0.0}, "auto", (4, 2, 0)),
+        ([{"CPU": 1.0}, {"CPU": 1.0}], {}, "auto", (2, 1, 0)),
+        ([{"CPU": 3.0}, {"CPU": 3.0}], {}, "auto", (2, 2, 0)),
+        ([{"CPU": 1.0}, {"CPU": 2.0}], {"workers": 3}, "auto", (1, 3, 0, 3)),
+        ([{}, {"CPU": 8.0, "GPU": 1.0}, {"CPU": 8.0, "GPU": 1.0}], {}, "auto", (2, 8, 1)),
+        ([{"CPU": 64.0}, {"CPU": 8.0, "GPU": 2.0}], {}, "auto", (2, 4, 1)),
+        ([{"CPU": 4.0, "GPU": 1.0}] * 2, {"workers": 2}, "auto", (1, 8, 2, 2)),
     ],
 )
 def test_slots_share_what_there_is(
     monkeypatch: pytest.MonkeyPatch,
-    have: dict[str, float],
+    have: dict[str, float] | list[dict[str, float]],
     wanted: dict[str, float],
     concurrent: int | str,
     shape: tuple[int, float, float] | tuple[int, float, float, int],
 ) -> None:
-    monkeypatch.setattr(ray, "cluster_resources", lambda: have)
+    set_machines(monkeypatch, have if isinstance(have, list) else [have])
     assert SlotShape.choose(ResourceSpec.model_validate(wanted), concurrent) == SlotShape(*shape)
 
 
-@pytest.mark.parametrize("wanted", [{"cpus": 4.0}, {"gpus": 1.0}])
+def set_machines(monkeypatch: pytest.MonkeyPatch, machines: list[dict[str, float]]) -> None:
+    gone = {"Alive": False, "Resources": {"CPU": 100.0, "GPU": 100.0}}
+    nodes = [gone, *({"Alive": True, "Resources": has} for has in machines)]
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        ({"cpus": 5.0}, r"resources\.cpus: 5 wanted for a trial, but Ray has 4 here; lower it"),
+        ({"gpus": 1.0}, r"resources\.gpus: 1 wanted for a trial, but Ray has 0 here; lower it"),
+        ({"cpus": 3.0}, r"resources: no machine has 3 CPU cores for a worker; lower cpus and gpus"),
+    ],
+)
 def test_more_than_there_is_cannot_be_had(
-    monkeypatch: pytest.MonkeyPatch, wanted: dict[str, float]
+    monkeypatch: pytest.MonkeyPatch, wanted: dict[str, float], message: str
 ) -> None:
-    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})
-    with pytest.raises(UserError, match=rf"resources.{next(iter(wanted))}: .* wanted"):
+    set_machines(monkeypatch, [{"CPU": 2.0}, {"CPU": 2.0}])
+    with pytest.raises(UserError, match=message):
         SlotShape.choose(ResourceSpec.model_validate(wanted), "auto")

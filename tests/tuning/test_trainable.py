@@ -6,10 +6,8 @@ from typing import Any
 import pytest
 
 from cifartune.config import Recipe
-from cifartune.tuning.messages import RETRIES, Failed, Finished, Job, Message, Progress
+from cifartune.tuning.messages import Failed, Finished, Job, Message, Progress
 from cifartune.tuning.trainable import Trial
-
-LOST = Failed("worker_killed", "killed")
 
 
 class ScriptedBoard:
@@ -101,16 +99,9 @@ def test_a_failure_ends_the_trial_with_its_last_result(failure: Failed) -> None:
     assert first.step() == {"done": True, "failure": failure}
 
 
-def test_a_job_whose_slot_died_goes_on_elsewhere() -> None:
-    trial, board = start(progress(1), LOST, progress(2), Finished())
-    assert trial.step()["epoch"] == 1
-    assert trial.step()["epoch"] == 2
-    assert [job.id for job in board.submitted] == ["trial-4"] * 2
-
-
 def test_an_epoch_that_is_trained_again_is_told_once() -> None:
     """The slot died after the last epoch: another trains it again, or all of them."""
-    trial, _ = start(progress(1), progress(2), LOST, progress(1), progress(2), Finished({"a": 1}))
+    trial, _ = start(progress(1), progress(2), progress(1), progress(2), Finished({"a": 1}))
     trial.step()
     last = trial.step()
     assert (last["epoch"], last["facts"]) == (2, {"a": 1})
@@ -121,16 +112,10 @@ def test_a_repeat_that_goes_on_to_later_epochs_is_followed() -> None:
     """On a GPU no two runs are alike, and one that is repeated may stop later."""
     later = Progress(3, {"val_accuracy": 0.3}, is_last=True)
     end = Finished({"kept_epoch": 3})
-    trial, _ = start(progress(1), progress(2), LOST, progress(2), later, end, epochs=9)
+    trial, _ = start(progress(1), progress(2), progress(2), later, end, epochs=9)
     results = [trial.step() for _ in range(3)]
     assert [result["epoch"] for result in results] == [1, 2, 3]
     assert [result.get("done", False) for result in results] == [False, False, True]
-
-
-def test_a_job_is_not_retried_for_ever() -> None:
-    trial, board = start(*[LOST] * 9)
-    assert trial.step() == {"done": True, "failure": LOST}
-    assert len(board.submitted) == 1 + RETRIES
 
 
 def test_the_process_is_reused_for_the_next_trial() -> None:

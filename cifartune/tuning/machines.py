@@ -1,0 +1,152 @@
+"""The machines of a Ray cluster: whether each can take part, and what dead drivers left there."""
+
+import tempfile
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import ray
+from ray.util.placement_group import PlacementGroup, remove_placement_group
+from ray.util.state import list_jobs, list_placement_groups
+
+from cifartune.data import root_here
+from cifartune.errors import UserError, first_line
+from cifartune.tuning.slots import only_on
+
+PACKAGES = ("cifartune", "torch", "torchvision", "timm", "numpy")
+"""What has to be of one version everywhere; that Python and Ray are, Ray sees to."""
+
+SECONDS = 900.0
+"""How long a machine may take to answer: it may have to fetch the images first."""
+
+MARK = "mark"
+
+
+@dataclass
+class Machine:
+    """A machine of the cluster.
+
+    Attributes:
+        name: Its host name.
+        cores: CPU cores that Ray may give.
+        gpus: GPUs that Ray may give.
+        memory_bytes: Memory that Ray may give.
+        problems: Why it cannot take part; empty where it can.
+    """
+
+    name: str
+    cores: float
+    gpus: float
+    memory_bytes: float
+    problems: list[str] = field(default_factory=list)
+
+
+def survey(runs: Path, data_root: Path) -> list[Machine]:
+    """Looks at every machine, all at once: versions, GPUs, images, and the folder of the runs.
+
+    A machine without the images fetches them.
+
+    Args:
+        runs: The folder of all runs, which every machine must see.
+        data_root: The prepared images here.
+
+    Raises:
+        UserError: `runs` cannot be written here.
+    """
+    try:
+        runs.mkdir(parents=True, exist_ok=True)
+        folder = tempfile.TemporaryDirectory(dir=runs, prefix=".machines-")
+    except OSError as error:
+        raise UserError(f"{runs}: cannot be written: {error.strerror}") from None
+    look = ray.remote(num_cpus=0)(_look)
+    answers = []
+    with folder as shared:
+        (Path(shared) / MARK).touch()
+        for node in ray.nodes():  # type: ignore[no-untyped-call]
+            if node["Alive"]:
+                has = (node["Resources"].get(name, 0.0) for name in ("CPU", "GPU", "memory"))
+                machine = Machine(node["NodeManagerHostname"], *has)
+                there = look.options(scheduling_strategy=only_on(node["NodeID"]))
+                answer = there.remote(Path(shared), data_root, machine.gpus, _versions())
+                answers.append((machine, answer))
+        pending = [answer for _, answer in answers]
+        ray.wait(pending, num_returns=len(pending), timeout=SECONDS)
+        for machine, answer in answers:
+            try:
+                machine.problems = ray.get(answer, timeout=0)
+            except ray.exceptions.GetTimeoutError:
+                machine.problems = [f"no answer in {SECONDS / 60:.0f} minutes"]
+            except Exception as error:  # whatever is not there, first of all our own package
+                machine.problems = [first_line(error)]
+    return [machine for machine, _ in answers]
+
+
+def require_all(machines: list[Machine]) -> None:
+    """Refuses a cluster on which a trial might come to a machine that cannot train it.
+
+    Raises:
+        UserError: Names each such machine and why.
+    """
+    unfit = [machine for machine in machines if machine.problems]
+    if unfit:
+        reasons = "".join(f"\n  {m.name}: {problem}" for m in unfit for problem in m.problems)
+        raise UserError(f"{len(unfit)} of {len(machines)} machines cannot take part:{reasons}")
+
+
+def free_leftovers() -> int:
+    """Frees what drivers reserved that are gone, and returns how many placement groups that were.
+
+    Ray frees a driver's placement groups when it ends, but for those of a Ray Train run that was
+    just starting (https://github.com/ray-project/ray/pull/58515): their cores stay taken.
+    """
+    ended = {job.job_id for job in list_jobs() if job.status in ("SUCCEEDED", "FAILED", "STOPPED")}
+    groups = [
+        group
+        for group in list_placement_groups(detail=True)
+        if group.state != "REMOVED" and group.creator_job_id in ended and not group.is_detached
+    ]
+    for group in groups:
+        name = ray.PlacementGroupID(bytes.fromhex(group.placement_group_id))
+        remove_placement_group(PlacementGroup(name))
+    return len(groups)
+
+
+def _look(shared: Path, data_root: Path, gpus: float, versions: dict[str, str]) -> list[str]:
+    """What keeps the machine that this runs on from taking part."""
+    problems = [
+        f"{name} is {ours} there, {versions[name]} here"
+        for name, ours in _versions().items()
+        if ours != versions[name]
+    ]
+    runs = shared.parent
+    try:
+        if not (shared / MARK).exists():
+            problems.append(
+                f"{runs} is another folder there; put the runs on a disk that all machines share, "
+                "with --runs"
+            )
+        else:
+            with tempfile.TemporaryFile(dir=shared):
+                pass
+    except OSError as error:
+        problems.append(f"{runs} cannot be written there: {error.strerror}")
+    try:
+        root_here(data_root)
+    except UserError as error:
+        problems.append(first_line(error))
+    if gpus:
+        import torch
+
+        if torch.cuda.device_count() < gpus:
+            problems.append(f"Ray counts {gpus:g} GPUs, PyTorch {torch.cuda.device_count()}")
+    return problems
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "missing"
+    return found

@@ -1,0 +1,163 @@
+"""Several machines: two raylets on this one, with a core each."""
+
+import json
+import os
+import re
+import shlex
+import sqlite3
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+from searches import cifartune
+from typer.testing import CliRunner
+
+from cifartune.cli import app
+
+TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789" * 5}
+
+SMALL = """
+name: small
+base: {model: {name: speednet_small, resolution: 16}, epochs: 4, batch_size: 100}
+parameters:
+  optimizer.lr: {min: 0.01, max: 1, log: true}
+data: {validation: 500, train_subset: 2000}
+search: {num_trials: 4, sampler: random}
+scheduler: {name: none}
+refit: {top_k: 1, folds: 2, epochs: 1}
+stand_in: 500
+"""
+
+
+@contextmanager
+def machine(*options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A Ray node of one core, and the cluster's address; in the end it is killed."""
+    ray = Path(sys.executable).with_name("ray")
+    node = subprocess.Popen(
+        [ray, "start", "--block", "--num-cpus=1", "--disable-usage-stats", *options],
+        env={**os.environ, **TOKEN},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert node.stdout
+    try:
+        address = ""
+        for line in node.stdout:
+            if found := re.search(r"--address='([\d.:]+)'", line):
+                address = found[1]
+            if "--block" in line:  # the last that is printed
+                break
+        yield node, address
+    finally:
+        kill(node)
+        node.stdout.close()
+
+
+def kill(node: "subprocess.Popen[str]") -> None:
+    """Ends a node as a power cut does."""
+    if node.poll() is None:
+        started = psutil.Process(node.pid)
+        for process in [*started.children(recursive=True), started]:
+            try:
+                process.kill()
+            except psutil.NoSuchProcess:
+                continue
+    node.wait()
+
+
+@pytest.fixture
+def cluster() -> Iterator[tuple[str, "subprocess.Popen[str]"]]:
+    """The address of two machines, and the process of the second."""
+    with ExitStack() as stack:
+        # Paths of sockets must be short.
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="r", dir="/tmp"))
+        _, address = stack.enter_context(machine("--head", "--port=0", f"--temp-dir={folder}"))
+        second, _ = stack.enter_context(machine(f"--address={address}"))
+        yield address, second
+
+
+@pytest.mark.slow
+def test_a_machine_is_lost_in_the_middle_of_a_search(
+    cluster: tuple[str, "subprocess.Popen[str]"], tmp_path: Path, data_root: Path
+) -> None:
+    address, second = cluster
+    (tmp_path / "small.yaml").write_text(SMALL)
+    environment = {"CIFARTUNE_DATA": str(data_root), **TOKEN}
+    checked = cifartune(
+        *("cluster", "check", "--address", address), cwd=tmp_path, timeout=100, **environment
+    )
+    assert checked.returncode == 0, checked.stderr
+    assert len(re.findall(r" 1 +0 +[\d.]+ GiB +yes", checked.stdout)) == 2
+
+    with subprocess.Popen(
+        [sys.executable, "-m", "cifartune", "search", "small.yaml", "--address", address],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "COLUMNS": "80", **environment},
+    ) as search:
+        assert search.stdout
+        printed = ""
+        for line in search.stdout:
+            printed += line
+            if re.match(r"trial +1 +epoch 2/4", line):
+                kill(second)
+                break
+        _, errors = search.communicate(timeout=250)
+    assert search.returncode == 0, errors
+    assert "on 2 slots of 1 CPU core" in printed
+
+    result = json.loads((tmp_path / "runs" / "small" / "result.json").read_text())
+    assert result["trials"]["total"] == result["trials"]["complete"] == 4
+    with sqlite3.connect(tmp_path / "runs" / "small" / "study.db") as study:
+        steps = study.execute("SELECT trial_id, step FROM trial_intermediate_values").fetchall()
+    assert Counter(trial for trial, _ in steps) == dict.fromkeys(range(1, 5), 4)
+    with sqlite3.connect(tmp_path / "runs" / "mlflow.db") as store:
+        states = store.execute("SELECT status FROM runs").fetchall()
+    assert set(states) == {("FINISHED",)}
+
+
+@pytest.mark.slow
+def test_a_token_is_asked_for(cluster: tuple[str, "subprocess.Popen[str]"], tmp_path: Path) -> None:
+    wrong = {**TOKEN, "RAY_AUTH_TOKEN": "9876543210" * 5}
+    result = cifartune(
+        *("cluster", "check", "--address", cluster[0]), cwd=tmp_path, timeout=100, **wrong
+    )
+    assert result.returncode == 2
+    assert re.match(f"cifartune: --address {cluster[0]}: .*token", result.stderr), result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:9", "nowhere", "127.0.0.1:port"])
+def test_no_cluster_at_that_address(address: str, tmp_path: Path, data_root: Path) -> None:
+    result = cifartune(
+        *("cluster", "check", "--address", address), cwd=tmp_path, CIFARTUNE_DATA=str(data_root)
+    )
+    assert result.returncode == 2
+    message = f"cifartune: --address {address}: no Ray cluster answers there"
+    assert re.match(message, result.stderr), result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_the_job_for_kubernetes_is_a_command_of_ours() -> None:
+    text = (Path(__file__).parent.parent / "deploy" / "rayjob.yaml").read_text()
+    volume, job = yaml.safe_load_all(text)
+    program, *arguments = shlex.split(job["spec"]["entrypoint"])
+    assert program == "cifartune"
+    # All that comes after --help is parsed, and not done.
+    assert CliRunner().invoke(app, [arguments[0], "--help", *arguments[1:]]).exit_code == 0
+    groups = job["spec"]["rayClusterSpec"]
+    for group in (groups["headGroupSpec"], *groups["workerGroupSpecs"]):
+        pod = group["template"]["spec"]
+        [used] = pod["volumes"]
+        assert used["persistentVolumeClaim"]["claimName"] == volume["metadata"]["name"]
+        assert used["name"] == pod["containers"][0]["volumeMounts"][0]["name"]
