@@ -90,7 +90,7 @@ class Search:
         run = self.run_folder
         try:
             with FileLock(run.lock, timeout=0):
-                load_ray()
+                load_ray(self._address)
                 with log_to(run.log):
                     return self._run()
         except Timeout:
@@ -162,11 +162,10 @@ class Search:
 
     def _join(self) -> None:
         """Makes sure that every machine of a cluster that is not ours can take part."""
-        from cifartune.tuning.machines import free_leftovers, require_all, survey
+        from cifartune.tuning.machines import join
 
-        if count := free_leftovers():
-            self._point_out("note", f"freed what {count} workers of drivers that are gone held")
-        require_all(survey(self.run_folder.path.parent, self._data_root))
+        if count := join(self.run_folder.path.parent, self._data_root):
+            self._point_out("note", f"freed what {count} slots of drivers that are gone held")
 
     def _look_ahead(self, pool: "SlotPool") -> None:
         """Stops where a parameter does nothing, and says what the search will cost."""

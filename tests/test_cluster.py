@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 
 from cifartune.cli import app
 
-TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789" * 5}
+TOKEN = {"RAY_AUTH_TOKEN": "0123456789" * 5}
 
 SMALL = """
 name: small
@@ -42,7 +42,7 @@ def machine(*options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
     ray = Path(sys.executable).with_name("ray")
     node = subprocess.Popen(
         [ray, "start", "--block", "--num-cpus=1", "--disable-usage-stats", *options],
-        env={**os.environ, **TOKEN},
+        env={**os.environ, **TOKEN, "RAY_AUTH_MODE": "token"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -17,6 +17,7 @@ from cifartune.planning.memory import probe_file, recall, remember
 from cifartune.planning.plan import Plan, make_plan, recipes_to_measure
 from cifartune.planning.rehearsal import rehearse
 from cifartune.tuning.cluster import OWN, cluster, load_ray
+from cifartune.tuning.machines import join
 from cifartune.tuning.messages import Probe
 from cifartune.tuning.slots import SlotPool, SlotShape
 
@@ -109,12 +110,17 @@ def plan_search(
     Raises:
         UserError: As `look_ahead`, and where the machine has not what a trial wants.
     """
-    load_ray()
+    load_ray(address)
     if runs is not None:
-        runs.mkdir(parents=True, exist_ok=True)
+        try:
+            runs.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{runs}: cannot be written: {error.strerror}") from None
     with tempfile.TemporaryDirectory(prefix="cifartune-plan-", dir=runs) as temporary:
         folder = Path(temporary)
         with log_to(folder / "log"), cluster(address):
+            if runs is not None:
+                join(runs, data_root)
             shape = SlotShape.choose(space.resources, space.search.max_concurrent)
             with SlotPool(shape, name=f"plan-{space.name}", storage=folder / "ray") as pool:
                 splits = folder / "splits.npz"

@@ -24,7 +24,8 @@ class _Entry:
         is_ending: Whether its last epoch is done.
         is_lost: Whether its slot died, and another will be asked when its next epoch is.
         retries: How often its slot died before.
-        is_alone: Whether no other job may be under way beside it.
+        alone_on: The machine on which no other job may begin: where it ran out of memory beside
+            others and waits to be alone, or is.
         messages: What the slot said, for whoever asks.
         verdict: The answers to the slot's reports.
     """
@@ -35,7 +36,7 @@ class _Entry:
     is_ending: bool = False
     is_lost: bool = False
     retries: int = 0
-    is_alone: bool = False
+    alone_on: str = ""
     messages: asyncio.Queue[Message] = field(default_factory=asyncio.Queue)
     verdict: asyncio.Queue[Verdict] = field(default_factory=asyncio.Queue)
 
@@ -48,7 +49,7 @@ class Board:
     wastes no epoch. After `wind_down` no epoch begins, and those under way are kept.
 
     A job whose slot died goes on in the next that is free, from its checkpoint, twice at most. One
-    that ran out of memory beside others is tried once more with none beside it.
+    that ran out of memory beside others is tried once more with none beside it on its machine.
     """
 
     def __init__(self) -> None:
@@ -149,6 +150,7 @@ class Board:
     async def end(self, slot: int, job_id: str, message: Message) -> None:
         """A slot's job ended by itself."""
         self._worked.add(slot)
+        self._busy.pop(slot, None)
         entry = self._entry_of(slot, job_id)
         if entry is not None:
             self._end(entry, message)
@@ -166,7 +168,7 @@ class Board:
         ]
 
     async def seat(self, slot: int) -> Seat | None:
-        """Where a slot runs, or did; None: it has not come yet."""
+        """Where a slot runs; None: it has not come yet, or not again."""
         return self._seats.get(slot)
 
     async def fail(self, slot: int, failure: Failed) -> None:
@@ -185,7 +187,13 @@ class Board:
         Returns:
             Whether it had finished an epoch or a job since it was lost before.
         """
+        if failure.kind == "node_lost" and slot in self._seats:
+            # With it those that wait for work there, which nobody has missed yet.
+            for other in list(self._idle):
+                if self._seats[other].node == self._seats[slot].node:
+                    del self._idle[other]
         await self.fail(slot, failure)
+        self._seats.pop(slot, None)
         worked = slot in self._worked
         self._worked.discard(slot)
         return worked
@@ -207,12 +215,13 @@ class Board:
 
     def _end(self, entry: _Entry, message: Message) -> None:
         """A job's slot is done with it: that is its end, or it is tried again."""
-        others = self._occupied - {entry.slot}
+        node = self._seats[entry.slot].node if entry.slot is not None else ""
+        is_crowded = any(self._seats[o].node == node for o in self._occupied - {entry.slot})
         entry.slot = None
         if isinstance(message, Failed) and message.slot_lost and entry.retries < RETRIES:
             entry.retries += 1
-        elif isinstance(message, Failed) and message.kind == "out_of_memory" and others:
-            entry.is_alone = True
+        elif isinstance(message, Failed) and message.crowded and is_crowded:
+            entry.alone_on = node
         else:
             entry.messages.put_nowait(message)
             return
@@ -239,16 +248,24 @@ class Board:
 
     def _match(self) -> None:
         for slot, future in list(self._idle.items()):
-            if not self._waiting or not self._has_room(self._waiting[0]):
-                return
-            entry = self._waiting.popleft()
+            entry = next((entry for entry in self._waiting if self._has_room(entry, slot)), None)
+            if entry is None:
+                continue
+            self._waiting.remove(entry)
             entry.slot = slot
+            entry.alone_on = self._seats[slot].node if entry.alone_on else ""
             self._occupied.add(slot)
             self._busy[slot] = entry.job.id, time.monotonic()
             del self._idle[slot]
             future.set_result(entry.job)
 
-    def _has_room(self, entry: _Entry) -> bool:
-        """Whether a job may begin beside those under way."""
-        someone_is_alone = any(e.is_alone and e.slot is not None for e in self._entries.values())
-        return not someone_is_alone and not (entry.is_alone and self._occupied)
+    def _has_room(self, entry: _Entry, slot: int) -> bool:
+        """Whether a job may begin in a slot, beside those under way on its machine.
+
+        Who is to be alone keeps others from beginning where it failed, so that its turn comes.
+        """
+        node = self._seats[slot].node
+        if entry.alone_on:
+            beside = any(self._seats[other].node == node for other in self._occupied)
+            return not beside
+        return all(other.alone_on != node for other in self._entries.values())

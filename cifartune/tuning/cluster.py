@@ -42,8 +42,14 @@ ENVIRONMENT = {
 }
 
 
-def load_ray() -> ModuleType:
-    """Imports Ray with our environment variables, where the user has set no others."""
+def load_ray(address: str = OWN) -> ModuleType:
+    """Imports Ray with our environment variables, where the user has set no others.
+
+    A cluster's token is asked for: whoever may use it runs code on it (CVE-2023-48022). Ray reads
+    so when it is imported; for its own, and one that it finds on this machine, it does so itself.
+    """
+    if address not in (OWN, "auto"):
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     import ray
@@ -55,9 +61,6 @@ def load_ray() -> ModuleType:
 @contextmanager
 def cluster(address: str = OWN) -> Iterator[str]:
     """A Ray cluster for the `with` block.
-
-    Its token is asked for, where the user has not set RAY_AUTH_MODE to say otherwise: whoever may
-    use a cluster runs code on it (CVE-2023-48022).
 
     Args:
         address: Of a cluster to join, as `host:port`, or `auto` for the one that `ray start` left
@@ -75,19 +78,19 @@ def cluster(address: str = OWN) -> Iterator[str]:
     else:
         if address != "auto":
             _knock(address)
-        os.environ.setdefault("RAY_AUTH_MODE", "token")  # read when Ray is imported
         options["runtime_env"] = {"env_vars": ENVIRONMENT}
-    ray = load_ray()
+    ray = load_ray(address)
     try:
         with nullcontext() if address == OWN else _without_stderr():
             context = ray.init(**options, log_to_driver=False, logging_level=logging.WARNING)
     except Exception as error:
         if address == OWN:
             raise
+        reason = first_line(error.__cause__ or error).rstrip(".")
         raise UserError(
-            f"--address {address}: cannot join that cluster: {first_line(error)}. Is its token "
-            "here, in RAY_AUTH_TOKEN or ~/.ray/auth_token? On its head, ray get-auth-token prints "
-            "it; where it asks for none, set RAY_AUTH_MODE=disabled"
+            f"--address {address}: cannot join that cluster: {reason}. This machine has to "
+            "be one of its own. Is its token here, in RAY_AUTH_TOKEN or ~/.ray/auth_token? On its "
+            "head, ray get-auth-token prints it; where it asks for none, set RAY_AUTH_MODE=disabled"
         ) from None
     _protect_token()
     try:
@@ -118,11 +121,11 @@ def _knock(address: str) -> None:
     """
     host, _, port = address.rpartition(":")
     try:
-        socket.create_connection((host, int(port)), timeout=KNOCK_SECONDS).close()
+        socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_SECONDS).close()
     except (OSError, ValueError) as error:
         raise UserError(
             f"--address {address}: no Ray cluster answers there ({first_line(error)}); it is "
-            "host:port, as ray start --head prints it, or auto"
+            "host:port, as ray start --head prints it, or auto; RAY_ADDRESS says it, too"
         ) from None
 
 

@@ -1,9 +1,11 @@
 """The machines of a Ray cluster: whether each can take part, and what dead drivers left there."""
 
+import logging
 import tempfile
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import ray
 from ray.util.placement_group import PlacementGroup, remove_placement_group
@@ -11,7 +13,9 @@ from ray.util.state import list_jobs, list_placement_groups
 
 from cifartune.data import root_here
 from cifartune.errors import UserError, first_line
-from cifartune.tuning.slots import only_on
+from cifartune.tuning.slots import cause_of, only_on
+
+logger = logging.getLogger(__name__)
 
 PACKAGES = ("cifartune", "torch", "torchvision", "timm", "numpy")
 """What has to be of one version everywhere; that Python and Ray are, Ray sees to."""
@@ -20,6 +24,8 @@ SECONDS = 900.0
 """How long a machine may take to answer: it may have to fetch the images first."""
 
 MARK = "mark"
+
+ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 
 
 @dataclass
@@ -62,6 +68,7 @@ def survey(runs: Path, data_root: Path) -> list[Machine]:
     answers = []
     with folder as shared:
         (Path(shared) / MARK).touch()
+        Path(shared).chmod(0o777)  # Ray may run there as another user
         for node in ray.nodes():  # type: ignore[no-untyped-call]
             if node["Alive"]:
                 has = (node["Resources"].get(name, 0.0) for name in ("CPU", "GPU", "memory"))
@@ -77,8 +84,21 @@ def survey(runs: Path, data_root: Path) -> list[Machine]:
             except ray.exceptions.GetTimeoutError:
                 machine.problems = [f"no answer in {SECONDS / 60:.0f} minutes"]
             except Exception as error:  # whatever is not there, first of all our own package
-                machine.problems = [first_line(error)]
+                machine.problems = [cause_of(error)]
     return [machine for machine, _ in answers]
+
+
+def join(runs: Path, data_root: Path) -> int:
+    """What comes before work on a cluster that others use, too; as `survey` and `free_leftovers`.
+
+    Returns:
+        How many placement groups were freed.
+
+    Raises:
+        UserError: A machine cannot take part, or `runs` cannot be written.
+    """
+    require_all(survey(runs, data_root))
+    return free_leftovers()
 
 
 def require_all(machines: list[Machine]) -> None:
@@ -94,17 +114,32 @@ def require_all(machines: list[Machine]) -> None:
 
 
 def free_leftovers() -> int:
-    """Frees what drivers reserved that are gone, and returns how many placement groups that were.
+    """Frees what our own drivers reserved that are gone, and returns how many groups that were.
 
     Ray frees a driver's placement groups when it ends, but for those of a Ray Train run that was
-    just starting (https://github.com/ray-project/ray/pull/58515): their cores stay taken.
+    just starting (https://github.com/ray-project/ray/pull/58515): their cores stay taken. What
+    cannot be found out, as where the cluster's dashboard does not answer this machine, is left.
     """
-    ended = {job.job_id for job in list_jobs() if job.status in ("SUCCEEDED", "FAILED", "STOPPED")}
-    groups = [
-        group
-        for group in list_placement_groups(detail=True)
-        if group.state != "REMOVED" and group.creator_job_id in ended and not group.is_detached
-    ]
+    options: dict[str, Any] = {"limit": 10_000, "raise_on_missing_output": False}
+    options["address"] = ray.get_runtime_context().gcs_address
+    try:
+        ended = {
+            job.job_id
+            for job in list_jobs(**options)
+            if job.status in ENDED
+            and job.type == "DRIVER"
+            and "cifartune" in (job.entrypoint or "")
+        }
+        groups = [
+            group
+            for group in list_placement_groups(
+                detail=True, filters=[("state", "!=", "REMOVED")], **options
+            )
+            if group.creator_job_id in ended and not group.is_detached
+        ]
+    except Exception as error:
+        logger.warning("no placement groups can be listed: %s", first_line(error))
+        return 0
     for group in groups:
         name = ray.PlacementGroupID(bytes.fromhex(group.placement_group_id))
         remove_placement_group(PlacementGroup(name))

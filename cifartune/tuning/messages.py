@@ -152,11 +152,13 @@ class Failed:
             any more.
         message: One line for people.
         epoch: The epoch in which it happened, where that is known.
+        crowded: Whether it might have gone well with no other job on its machine.
     """
 
     kind: str
     message: str
     epoch: int | None = None
+    crowded: bool = False
 
     @property
     def blames_recipe(self) -> bool:

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cifartune.config.space import ResourceSpec
@@ -87,22 +88,28 @@ class SlotShape:
         workers = wanted.workers
         devices = sum(gpus for _, gpus in machines)
         gpus = wanted.gpus if wanted.gpus != "auto" else min(devices, float(workers))
-        cores, most = max(machines, key=lambda machine: machine if not gpus else machine[::-1])
+        all_cores = sum(cores for cores, _ in machines)
         if wanted.cpus != "auto":
             cpus = wanted.cpus
         elif gpus:
-            cpus = workers * max(1.0, cores // max(1, _shares(most, gpus / workers)))
+            each = [
+                cores // _gpu_shares(there, gpus / workers)
+                for cores, there in machines
+                if _gpu_shares(there, gpus / workers) and cores
+            ]
+            cpus = workers * max(1.0, min(each, default=1.0))
         else:
-            cpus = max(min(2.0, cores), float(workers))
+            cpus = max(1.0, min(2.0, max(cores for cores, _ in machines)), float(workers))
 
         def room(machine: tuple[float, float]) -> int:
             """How many workers fit on a machine."""
             by_cores = _shares(machine[0], cpus / workers)
-            return min(by_cores, _shares(machine[1], gpus / workers) if gpus else int(machine[0]))
+            return min(by_cores, _gpu_shares(machine[1], gpus / workers)) if gpus else by_cores
 
         count = sum(map(room, machines)) // workers
+        if not gpus:
+            count = min(count, max(1, int(all_cores)))
         if not count:
-            all_cores = sum(there for there, _ in machines)
             for key, want, there in (("cpus", cpus, all_cores), ("gpus", gpus, devices)):
                 if want > there:
                     raise UserError(
@@ -149,6 +156,7 @@ class SlotPool:
         """Seconds that an epoch may take before its slot is taken to hang, and killed."""
         self._closing = threading.Event()
         self._alive = shape.count
+        self._restarting: set[int] = set()
         self._lock = threading.Lock()
         self._threads = [
             threading.Thread(target=self._keep, args=(slot,), name=f"slot-{slot}", daemon=True)
@@ -173,8 +181,18 @@ class SlotPool:
         with suppress(ray.exceptions.RayError):
             ray.get(self.board.close.remote())
         deadline = time.monotonic() + CLOSE_SECONDS
-        for thread in self._threads:
-            thread.join(max(0.0, deadline - time.monotonic()))
+        for slot, thread in enumerate(self._threads):
+            if not self._is_gone(slot):
+                thread.join(max(0.0, deadline - time.monotonic()))
+
+    def _is_gone(self, slot: int) -> bool:
+        """Whether a slot died and has not come again, as where its machine is lost."""
+        if slot not in self._restarting:
+            return False
+        try:
+            return ray.get(self.board.seat.remote(slot)) is None
+        except ray.exceptions.RayError:
+            return True
 
     def probe(self, probe: Probe, *, stop: threading.Event | None = None) -> Probed:
         """Runs a probe on one slot.
@@ -243,12 +261,17 @@ class SlotPool:
                 start, deaths = start + 1, 0
                 continue
             except Exception as error:  # whatever ended the worker group, its job must hear of it
-                reason = f"slot {slot} died: {first_line(error)}"
+                reason = f"slot {slot} died: {cause_of(error)}"
+                if _found_no_room(error) and not self._closing.is_set():
+                    logger.warning("slot %d finds no room on the cluster; it looks again", slot)
+                    start += 1
+                    continue
             if self._closing.is_set():
                 return
             logger.warning("%s; starting it again", reason)
             try:
                 failure = Failed(self._cause(slot), reason)
+                self._restarting.add(slot)
                 progress = ray.get(self.board.lose.remote(slot, failure))
             except ray.exceptions.RayError as error:
                 reason = f"the board died: {first_line(error)}"
@@ -280,8 +303,8 @@ class SlotPool:
             except ray.exceptions.RayActorError as error:
                 self.lost = self.lost or f"the board died: {first_line(error)}"
                 return
-            except ray.exceptions.RayError as error:
-                logger.warning("the watcher: %s", first_line(error))
+            except Exception as error:  # it must go on watching
+                logger.warning("the watcher: %s", cause_of(error))
 
     def _trainer(self, slot: int, attempt: int) -> TorchTrainer:
         shape = self.shape
@@ -300,6 +323,7 @@ class SlotPool:
                 "device": "cuda" if shape.gpus else "cpu",
                 "memory_share": self.memory_share,
                 "home": this_machine(),
+                "shares_device": shape.gpus / shape.workers < 1,  # also where that is the memory
                 "one_job": shape.isolation == "process",
             },
             torch_config=TorchConfig(backend="gloo" if is_shared else None),
@@ -323,12 +347,15 @@ class SlotPool:
 def _kill(seat: Seat) -> None:
     """Ends a slot's process, wherever it runs and however it hangs."""
     if seat.node == this_machine():
-        with suppress(ProcessLookupError):
-            os.kill(seat.pid, signal.SIGKILL)
-        return
-    kill = ray.remote(num_cpus=0)(os.kill).options(scheduling_strategy=only_on(seat.node))
+        return _end_process(seat.pid)
+    there = ray.remote(num_cpus=0)(_end_process).options(scheduling_strategy=only_on(seat.node))
     with suppress(ray.exceptions.RayError):  # the machine is gone, and the process with it
-        ray.get(kill.remote(seat.pid, signal.SIGKILL), timeout=CLOSE_SECONDS)
+        ray.get(there.remote(seat.pid), timeout=CLOSE_SECONDS)
+
+
+def _end_process(pid: int) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
 
 
 def this_machine() -> str:
@@ -339,6 +366,24 @@ def this_machine() -> str:
 def only_on(node: str) -> NodeAffinitySchedulingStrategy:
     """Makes Ray run something on one machine and on no other."""
     return NodeAffinitySchedulingStrategy(node, soft=False)
+
+
+def cause_of(error: BaseException) -> str:
+    """What Ray wrapped in an error of its own, in one line."""
+    inner = getattr(error, "controller_failure", None) or getattr(error, "cause", None)
+    inner = inner or next(iter(getattr(error, "worker_failures", {}).values()), None)
+    return cause_of(inner) if isinstance(inner, BaseException) else first_line(error)
+
+
+def _found_no_room(error: Exception) -> bool:
+    """Whether a slot did not start because others hold what it needs, or its machine is gone."""
+    failure = getattr(error, "controller_failure", None)
+    return isinstance(failure, WorkerGroupStartupTimeoutError)
+
+
+def _gpu_shares(there: float, share: float) -> int:
+    """How many such shares some GPUs have: Ray takes one below 1 from a single GPU."""
+    return int(there) * _shares(1.0, share) if share < 1 else _shares(there, share)
 
 
 def _shares(there: float, share: float) -> int:

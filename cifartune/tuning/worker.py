@@ -61,7 +61,7 @@ def _take_jobs(config: dict[str, Any]) -> None:
         ray.get(board.end.remote(slot, job.id, message), timeout=TELL_SECONDS)
 
     def ran_short(job: Work, told: str) -> None:
-        tell(job, Failed("out_of_memory", told))
+        tell(job, Failed("out_of_memory", told, crowded=True))
 
     while True:
         job: Work | None = workers.agree(lambda: ray.get(board.take.remote(slot, seat)))
@@ -81,6 +81,8 @@ def _take_jobs(config: dict[str, Any]) -> None:
             raise
         finally:
             guard.stop()
+        if isinstance(message, Failed) and message.kind == "out_of_memory":
+            message = replace(message, crowded=config["shares_device"])
         give_back(device)  # now that no traceback holds what a failed job had
         if workers.rank == 0:
             tell(job, message)

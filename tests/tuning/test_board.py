@@ -311,7 +311,7 @@ async def test_a_lost_job_is_not_begun_again_when_the_board_winds_down(board: Bo
         task.cancel()
 
 
-TOO_LARGE = Failed("out_of_memory", "too large")
+TOO_LARGE = Failed("out_of_memory", "too large", crowded=True)
 
 
 @on_a_board
@@ -344,6 +344,34 @@ async def test_what_runs_out_of_memory_alone_has_failed(board: Board) -> None:
     await board.end(0, "a", TOO_LARGE)
     assert await board.next("a") == TOO_LARGE
     idle.cancel()
+
+
+@on_a_board
+async def test_other_machines_go_on_beside_who_is_alone(board: Board) -> None:
+    elsewhere = Seat("elsewhere", 1)
+    await taken(board, 0, "a")
+    await taken(board, 1, "b")
+    await board.submit(job("c"))
+    asked = start(board.next("a"))
+    await settle()
+    await board.end(0, "a", TOO_LARGE)
+    assert await board.take(2, elsewhere) == job("a")  # nobody is there
+    beside = start(board.take(3, elsewhere))
+    assert await waits(beside)
+    assert await board.take(0, SEAT) == job("c")
+    for task in (asked, beside):
+        task.cancel()
+
+
+@on_a_board
+async def test_with_a_machine_all_its_slots_are_lost(board: Board) -> None:
+    await taken(board, 0, "a")
+    idle = [start(board.take(1, SEAT)), start(board.take(2, Seat("elsewhere", 1)))]
+    await settle()
+    await board.lose(0, Failed("node_lost", "gone"))
+    assert await idle[1] == job("a")
+    assert await waits(idle[0])
+    idle[0].cancel()
 
 
 @on_a_board

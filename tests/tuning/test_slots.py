@@ -617,6 +617,10 @@ def held() -> list[str]:
         ([{}, {"CPU": 8.0, "GPU": 1.0}, {"CPU": 8.0, "GPU": 1.0}], {}, "auto", (2, 8, 1)),
         ([{"CPU": 64.0}, {"CPU": 8.0, "GPU": 2.0}], {}, "auto", (2, 4, 1)),
         ([{"CPU": 4.0, "GPU": 1.0}] * 2, {"workers": 2}, "auto", (1, 8, 2, 2)),
+        ([{"CPU": 8.0, "GPU": 1.0}, {"CPU": 4.0, "GPU": 1.0}], {}, "auto", (2, 4, 1)),
+        ({"CPU": 16.0, "GPU": 4.0}, {"gpus": 0.3}, "auto", (12, 1, 0.3)),
+        ({"CPU": 16.0, "GPU": 4.0}, {"gpus": 0.6}, "auto", (4, 4, 0.6)),
+        ({"CPU": 2.0}, {"workers": 4, "cpus": 2.0}, "auto", (1, 2, 0, 4)),
     ],
 )
 def test_slots_share_what_there_is(
@@ -641,6 +645,7 @@ def set_machines(monkeypatch: pytest.MonkeyPatch, machines: list[dict[str, float
     [
         ({"cpus": 5.0}, r"resources\.cpus: 5 wanted for a trial, but Ray has 4 here; lower it"),
         ({"gpus": 1.0}, r"resources\.gpus: 1 wanted for a trial, but Ray has 0 here; lower it"),
+        ({"gpus": 1.0, "cpus": 9.0}, r"resources\.cpus: 9 wanted"),
         ({"cpus": 3.0}, r"resources: no machine has 3 CPU cores for a worker; lower cpus and gpus"),
     ],
 )
