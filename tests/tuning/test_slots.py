@@ -192,16 +192,19 @@ def test_a_worker_keeps_large_blocks(ray_cluster: str) -> None:
 def test_a_failing_recipe_ends_alone(pool: SlotPool, job: Job) -> None:
     bad = [replace(vary(job, f"bad-{i}"), recipe=job.recipe.with_values(DIVERGES)) for i in "123"]
     broken = replace(vary(job, "broken"), data_root=job.folder / "nowhere")
+    unread = vary(job, "unread", None, model__weights="/nowhere.safetensors")
     good = [vary(job, f"good-{i}", seed=i) for i in (1, 2)]
     collect(pool, good)  # both slots have started
     processes = {process.pid for process in workers()}
-    messages = collect(pool, [*bad, broken, *good])
+    messages = collect(pool, [*bad, broken, unread, *good])
     for one in bad:
         (end,) = messages[one.id]
         assert end == Failed("non_finite_loss", "the loss was not finite in epoch 1", 1)
     (end,) = messages["broken"]
     assert isinstance(end, Failed) and end.kind == "files"
     assert "not prepared in" in end.message
+    [end] = messages["unread"]
+    assert end == Failed("files", "model.weights: there is no file /nowhere.safetensors")
     for one in good:
         assert isinstance(messages[one.id][-1], Finished)
     assert len(processes) == 2
