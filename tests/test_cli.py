@@ -185,6 +185,7 @@ def test_the_smoke_search_in_mlflow(smoke_run: Path) -> None:
     assert sum(name.endswith(("fold-0", "fold-1")) for name in states) == 2
 
 
+@pytest.mark.slow  # tests/tuning/test_slots.py has the same without the command
 def test_ctrl_c_keeps_everything_and_resume_goes_on(tmp_path: Path, data_root: Path) -> None:
     (tmp_path / "small.yaml").write_text(SMALL)
     search = subprocess.Popen(

@@ -140,7 +140,9 @@ def test_compare_trials_on_a_smoke_search(
     ("changes", "counts", "pictures"),
     [
         (MANY_TRIALS, ("6 complete", "6 stopped early", "2 failed", "14 of 14 trials agree"), 3),
-        (NO_PARAMETERS, ("1 complete", "1 of 1 trials agree"), 1),
+        pytest.param(
+            *(NO_PARAMETERS, ("1 complete", "1 of 1 trials agree"), 1), marks=pytest.mark.slow
+        ),
     ],
     ids=["many trials", "no parameters"],
 )

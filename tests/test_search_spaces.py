@@ -173,9 +173,8 @@ def test_a_space_is_planned_from_costs(path: Path) -> None:
     assert len(plan.rates) == len(recipes)  # each has a name of its own
 
 
-@pytest.mark.parametrize(
-    "name", ["quick", pytest.param("resnet", marks=pytest.mark.slow, id="resnet")]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["quick", "resnet"])
 def test_a_space_is_planned(name: str, data_root: Path, tmp_path: Path) -> None:
     path = FOLDER / f"{name}.yaml"
     result = cifartune(

@@ -27,6 +27,7 @@ def forgotten() -> None:
     counters.clear()
 
 
+@pytest.mark.slow
 def test_many_different_networks_are_all_compiled() -> None:
     with torch._dynamo.config.patch(recompile_limit=2):
         x = torch.randn(3, 4)

@@ -28,6 +28,7 @@ steps() if sys.argv[1] == "plain" else run_keeping_memory(steps)
 """
 
 
+@pytest.mark.slow  # tests/tuning/test_slots.py looks at a worker of Ray's
 @pytest.mark.skipif(sys.platform != "linux", reason="only glibc is told what to keep")
 def test_freed_memory_is_kept_until_it_is_released() -> None:
     def run(how: str) -> list[int]:

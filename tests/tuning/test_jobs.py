@@ -127,8 +127,14 @@ def test_a_stopped_job_says_nothing_more(job: Job) -> None:
     assert torch.load(job.folder / CHECKPOINT, weights_only=True)["history"][-1]["epoch"] == 1
 
 
-@pytest.mark.parametrize("epoch", [1, 2, 3])
-@pytest.mark.parametrize("end", ["stopped", "left", "killed"])
+@pytest.mark.parametrize(
+    ("end", "epoch"),
+    [
+        pytest.param(end, epoch, marks=[] if epoch == quick else pytest.mark.slow)
+        for end, quick in {"stopped": 1, "left": 2, "killed": 3}.items()
+        for epoch in (1, 2, 3)
+    ],
+)
 def test_a_fold_that_goes_on_ends_like_its_unbroken_twin(job: Job, epoch: int, end: str) -> None:
     unbroken = replace(job, fold=1, folder=job.folder / "unbroken")
     whole = Listener(unbroken)
@@ -295,7 +301,9 @@ class LittleMemory(Trainer):
         return super()._forward(network, x)
 
 
-@pytest.mark.parametrize("epoch", [0, 1, 2])
+@pytest.mark.parametrize(
+    "epoch", [pytest.param(0, marks=pytest.mark.slow), 1, pytest.param(2, marks=pytest.mark.slow)]
+)
 def test_what_does_not_fit_is_made_of_smaller_parts(
     job: Job, epoch: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -485,6 +485,7 @@ def test_a_search_ends_when_its_time_is_up(
         assert ("end", trial.number) in watcher.heard
 
 
+@pytest.mark.slow  # tests/training/test_workers.py has them without Ray
 def test_two_workers_train_a_job_together(
     ray_cluster: str, tmp_path: Path, job: Job, split: SplitImages
 ) -> None:
