@@ -74,7 +74,7 @@ def search(
         space = smoke_space(space)
     if name:
         RunFolder.check_name(runs, name)
-    _check_ahead(space, space_file, runs)
+    _check_ahead(space, space_file, runs, address)
     uri = _checked_uri(tracking_uri, runs)
     root = _prepared(data_dir)
     run = RunFolder.create(runs, space, name, tracking_uri=uri)
@@ -153,7 +153,7 @@ def plan(
     space = load_space(space_file, overrides or ())
     if smoke:
         space = smoke_space(space)
-    _check_ahead(space, space_file, runs)
+    _check_ahead(space, space_file, runs, address)
     root = _prepared(data_dir)
 
     from cifartune.planning.ahead import plan_search
@@ -319,10 +319,12 @@ def _run(space: "SearchSpace", run: "RunFolder", root: Path, address: str) -> No
         raise Interrupted(f"cifartune: stopped; go on with: {run.resume_command}") from None
 
 
-def _check_ahead(space: "SearchSpace", space_file: Path, runs: Path) -> None:
+def _check_ahead(space: "SearchSpace", space_file: Path, runs: Path, address: str) -> None:
     """What takes more than reading the file, and less than starting a search."""
     from cifartune.errors import UserError
+    from cifartune.tuning.cluster import check_address
 
+    check_address(address)
     try:
         if space.asks_for_networks:
             from cifartune.tuning.study import TrialStudy

@@ -20,3 +20,16 @@ def cifartune(
         text=True,
         timeout=timeout,
     )
+
+
+def started(*arguments: str | Path, cwd: Path, **environment: str) -> "subprocess.Popen[str]":
+    """Starts the command line in a process group of its own, to be followed line by line."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "cifartune", *map(str, arguments)],
+        cwd=cwd,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "COLUMNS": "80", "PYTHONUNBUFFERED": "1", **environment},
+    )

@@ -15,7 +15,7 @@ import psutil
 import pytest
 import torch
 import yaml
-from searches import QUICK, cifartune
+from searches import QUICK, cifartune, started
 
 SMALL = """
 name: small
@@ -188,15 +188,7 @@ def test_the_smoke_search_in_mlflow(smoke_run: Path) -> None:
 @pytest.mark.slow  # tests/tuning/test_slots.py has the same without the command
 def test_ctrl_c_keeps_everything_and_resume_goes_on(tmp_path: Path, data_root: Path) -> None:
     (tmp_path / "small.yaml").write_text(SMALL)
-    search = subprocess.Popen(
-        [sys.executable, "-m", "cifartune", "search", "small.yaml"],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        env={**os.environ, "CIFARTUNE_DATA": str(data_root)},
-    )
+    search = started("search", "small.yaml", cwd=tmp_path, CIFARTUNE_DATA=str(data_root))
     assert search.stdout
     for line in search.stdout:
         if re.match(r"trial +1 +epoch 1/3", line):
@@ -230,14 +222,7 @@ def test_ctrl_c_twice_ends_at_once_and_loses_nothing(tmp_path: Path, data_root: 
         "epochs: 3", "epochs: 9"
     )
     (tmp_path / "small.yaml").write_text(long.replace("resolution: 16", "resolution: 32"))
-    search = subprocess.Popen(
-        [sys.executable, "-m", "cifartune", "search", "small.yaml"],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "CIFARTUNE_DATA": str(data_root), "PYTHONUNBUFFERED": "1"},
-    )
+    search = started("search", "small.yaml", cwd=tmp_path, CIFARTUNE_DATA=str(data_root))
     assert search.stdout
     for line in search.stdout:
         if re.match(r"trial +0 +epoch 1/9", line):

@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
-from searches import cifartune
+from searches import QUICK, cifartune, started
 from typer.testing import CliRunner
 
 from cifartune.cli import app
@@ -97,13 +97,8 @@ def test_a_machine_is_lost_in_the_middle_of_a_search(
     assert checked.returncode == 0, checked.stderr
     assert len(re.findall(r" 1 +0 +[\d.]+ GiB +yes", checked.stdout)) == 2
 
-    with subprocess.Popen(
-        [sys.executable, "-m", "cifartune", "search", "small.yaml", "--address", address],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "COLUMNS": "80", **environment},
+    with started(
+        *("search", "small.yaml", "--address", address), cwd=tmp_path, **environment
     ) as search:
         assert search.stdout
         printed = ""
@@ -139,13 +134,15 @@ def test_a_token_is_asked_for(cluster: tuple[str, "subprocess.Popen[str]"], tmp_
 
 @pytest.mark.parametrize("address", ["127.0.0.1:9", "nowhere", "127.0.0.1:port"])
 def test_no_cluster_at_that_address(address: str, tmp_path: Path, data_root: Path) -> None:
-    result = cifartune(
-        *("cluster", "check", "--address", address), cwd=tmp_path, CIFARTUNE_DATA=str(data_root)
-    )
-    assert result.returncode == 2
-    message = f"cifartune: --address {address}: no Ray cluster answers there"
-    assert re.match(message, result.stderr), result.stderr
-    assert len(result.stderr.splitlines()) == 1
+    for command in (["cluster", "check"], ["search", QUICK], ["plan", QUICK]):
+        result = cifartune(
+            *(*command, "--address", address), cwd=tmp_path, CIFARTUNE_DATA=str(data_root)
+        )
+        assert result.returncode == 2
+        message = f"cifartune: --address {address}: no Ray cluster answers there"
+        assert re.match(message, result.stderr), result.stderr
+        assert len(result.stderr.splitlines()) == 1
+        assert list(tmp_path.iterdir()) == []
 
 
 def test_the_job_for_kubernetes_is_a_command_of_ours() -> None:

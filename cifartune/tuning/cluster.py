@@ -76,8 +76,7 @@ def cluster(address: str = OWN) -> Iterator[str]:
     if address == OWN:
         options["include_dashboard"] = True
     else:
-        if address != "auto":
-            _knock(address)
+        check_address(address)
         options["runtime_env"] = {"env_vars": ENVIRONMENT}
     ray = load_ray(address)
     try:
@@ -86,11 +85,13 @@ def cluster(address: str = OWN) -> Iterator[str]:
     except Exception as error:
         if address == OWN:
             raise
-        reason = first_line(error.__cause__ or error).rstrip(".")
+        if address == "auto":
+            raise UserError("--address auto: no Ray cluster runs on this machine") from None
         raise UserError(
-            f"--address {address}: cannot join that cluster: {reason}. This machine has to "
-            "be one of its own. Is its token here, in RAY_AUTH_TOKEN or ~/.ray/auth_token? On its "
-            "head, ray get-auth-token prints it; where it asks for none, set RAY_AUTH_MODE=disabled"
+            f"--address {address}: cannot join that cluster: {first_line(error).rstrip('.')}. This "
+            "machine has to be one of its own. Is its token here, in RAY_AUTH_TOKEN or "
+            "~/.ray/auth_token? On its head, ray get-auth-token prints it; where it asks for none, "
+            "set RAY_AUTH_MODE=disabled"
         ) from None
     _protect_token()
     try:
@@ -113,18 +114,22 @@ def _without_stderr() -> Iterator[None]:
         os.close(kept)
 
 
-def _knock(address: str) -> None:
+def check_address(address: str) -> None:
     """Refuses an address where nothing answers; Ray would try for minutes.
 
     Raises:
         UserError: Says so.
     """
+    if address in (OWN, "auto"):
+        return
     host, _, port = address.rpartition(":")
     try:
+        if not (host and port.isdigit()):
+            raise OSError(None, "it has no host or no port")
         socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_SECONDS).close()
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise UserError(
-            f"--address {address}: no Ray cluster answers there ({first_line(error)}); it is "
+            f"--address {address}: no Ray cluster answers there ({error.strerror or error}); it is "
             "host:port, as ray start --head prints it, or auto; RAY_ADDRESS says it, too"
         ) from None
 
