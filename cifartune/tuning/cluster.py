@@ -85,8 +85,8 @@ def cluster(address: str = OWN) -> Iterator[str]:
     except Exception as error:
         if address == OWN:
             raise
-        if address == "auto":
-            raise UserError("--address auto: no Ray cluster runs on this machine") from None
+        if isinstance(error, ConnectionError) and address == "auto":
+            raise UserError("--address auto: no Ray cluster that lets us in runs here") from None
         raise UserError(
             f"--address {address}: cannot join that cluster: {first_line(error).rstrip('.')}. This "
             "machine has to be one of its own. Is its token here, in RAY_AUTH_TOKEN or "
