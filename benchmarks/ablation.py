@@ -1,9 +1,11 @@
 """Takes the speed recipe apart: what each of its parts is worth.
 
-    python benchmarks/ablation.py [FILE] [--seeds N] [--epochs N] [--model NAME] [--device DEVICE]
+    python benchmarks/ablation.py [FILE] [--seeds N] [--epochs N] [--model NAME]
+                                  [--length short|full] [--device cpu|cuda]
 
 Trains FILE's baseline as it is, and with each part switched alone, on the file's own training
-images, and compares on its validation images. Runs that are done are not done again.
+images, and compares on its validation images. Runs that are done are not done again. --length short
+is one epoch of one seed of the small network.
 """
 
 import argparse
@@ -15,7 +17,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 import torch
-from measured import RESULTS, ROOT, keep
+from measured import ROOT, add_length_and_device, keep, result_path
 from scipy.stats import t
 
 from cifartune.config import Recipe, SearchSpace, load_space
@@ -23,7 +25,6 @@ from cifartune.data import default_root, load_train
 from cifartune.data.splits import splits_of
 from cifartune.seeds import derive_seed
 from cifartune.training import SplitImages, Trainer
-from cifartune.training.device import choose_device
 from cifartune.training.memory import run_keeping_memory
 from cifartune.tuning.modes import fastest
 
@@ -47,7 +48,7 @@ def main(options: argparse.Namespace) -> None:
     """Trains what is missing, seed by seed, and keeps each run as it is done."""
     device = torch.device(options.device)
     space = load_space(options.file)
-    path = RESULTS / "ablation.json"
+    path = result_path("ablation", options)
     runs: list[dict[str, Any]] = json.loads(path.read_text())["runs"] if path.exists() else []
     asked = set()
     for seed in range(options.seeds):
@@ -129,8 +130,11 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, help="default: the file's")
     parser.add_argument("--model", help="default: the file's")
-    parser.add_argument("--device", choices=["cpu", "cuda"], default=choose_device().type)
-    return parser.parse_args()
+    add_length_and_device(parser)
+    options = parser.parse_args()
+    if options.length == "short":
+        options.seeds, options.epochs, options.model = 1, 1, "speednet_small"
+    return options
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Measures what augmentation costs beside training, as a share of the steps of training.
 
-    python benchmarks/augmentation.py [--steps N] [--out FILE]
+    python benchmarks/augmentation.py [--length short|full] [--device cpu|cuda]
 
 Steps of training and the augmentation of the same batches are timed in turn, so that both meet the
 same machine; medians are kept. The cost of augmentation is what preparing a batch takes more than
@@ -9,12 +9,11 @@ without it. Writes the shares with hardware, versions, date and commit.
 
 import argparse
 import time
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
-from measured import RESULTS, ROOT, keep, real_images
+from measured import ROOT, add_length_and_device, keep, real_images, result_path
 
 from cifartune.config import Recipe, load_space
 from cifartune.training import Trainer
@@ -28,35 +27,39 @@ CASES = {
 }
 """Network, augmentation, and the share of training that it may cost, kept beside what it does."""
 
+STEPS = {"short": 2, "full": 12}
+
 
 def main() -> None:
     """Measures all cases, one after the other."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=12)
-    parser.add_argument("--out", type=Path, default=RESULTS / "augmentation.json")
+    add_length_and_device(parser)
     options = parser.parse_args()
+    steps = STEPS[options.length]
+    device = torch.device(options.device)
     cases = {}
     for name, (network, augment, bar) in CASES.items():
         recipe = Recipe(augment=augment, batch_size=256).with_values({"model.name": network})
-        cases[name] = {**measure(recipe, options.steps), "bar": bar}
+        cases[name] = {**measure(recipe, steps, device), "bar": bar}
         print(name, cases[name])
     keep(
-        options.out,
-        f"python benchmarks/augmentation.py --steps {options.steps}",
+        result_path("augmentation", options),
+        f"python benchmarks/augmentation.py --length {options.length} --device {options.device}",
+        device=device.type,
         batch_size=256,
         threads=torch.get_num_threads(),
         cases=cases,
     )
 
 
-def measure(recipe: Recipe, steps: int) -> dict[str, Any]:
+def measure(recipe: Recipe, steps: int, device: torch.device) -> dict[str, Any]:
     """Medians over `steps` batches, in microseconds an image, and the share of a step.
 
     Evaluation is left out: beside a whole epoch the share is smaller still.
     """
     split = real_images(45_000, 5_000)
-    trainer = Trainer(recipe, split)
-    plain = Trainer(recipe.with_values({"augment.strength": 0.0}), split)
+    trainer = Trainer(recipe, split, device=device)
+    plain = Trainer(recipe.with_values({"augment.strength": 0.0}), split, device=device)
     batches = trainer.batches()[: steps + 1]
     times: dict[str, list[float]] = {"step": [], "prepared": [], "plain": []}
     for number, batch in enumerate(batches):

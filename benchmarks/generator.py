@@ -1,8 +1,10 @@
 """Holds the trainer's generator against the same recipe in a loop written by hand.
 
-    python benchmarks/generator.py [FILE] [--pairs N] [--images N] [--device cpu|cuda]
+    python benchmarks/generator.py [FILE] [--pairs N] [--images N]
+                                   [--length short|full] [--device cpu|cuda]
 
 Epochs of both alternate; the figure is the trainer's time by the loop's, the median of all pairs.
+--length short is three pairs of 1,024 images.
 """
 
 import argparse
@@ -13,12 +15,11 @@ from statistics import median
 
 import torch
 from bare_loop import BareLoop
-from measured import RESULTS, ROOT, keep, real_images
+from measured import ROOT, add_length_and_device, keep, real_images, result_path
 
 from cifartune.config import load_space
 from cifartune.data import default_root
 from cifartune.training import Trainer
-from cifartune.training.device import choose_device
 from cifartune.training.memory import run_keeping_memory
 from cifartune.tuning.modes import fastest
 
@@ -50,7 +51,7 @@ def main(options: argparse.Namespace) -> None:
         ratios.append(times["ours"] / times["bare"])
         print(f"{pair + 1}/{options.pairs}: {times['ours']:.2f} s, {times['bare']:.2f} s")
     keep(
-        RESULTS / "generator.json",
+        result_path("generator", options),
         f"python benchmarks/generator.py {options.file.name} --pairs {options.pairs} "
         f"--images {options.images}",
         file=options.file.name,
@@ -71,8 +72,11 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--pairs", type=int, default=15)
     parser.add_argument("--images", type=int, default=8192)
-    parser.add_argument("--device", choices=["cpu", "cuda"], default=choose_device().type)
-    return parser.parse_args()
+    add_length_and_device(parser)
+    options = parser.parse_args()
+    if options.length == "short":
+        options.pairs, options.images = 3, 1024
+    return options
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """What every benchmark keeps beside its figures."""
 
+import argparse
 import datetime
 import json
 import subprocess
@@ -12,9 +13,21 @@ from cifartune.data import load_train
 from cifartune.files import write_atomically
 from cifartune.report.machine import hardware, versions
 from cifartune.training import SplitImages
+from cifartune.training.device import choose_device
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
+
+
+def result_path(name: str, options: argparse.Namespace) -> Path:
+    """Where a benchmark with `--length` and `--device` keeps its figures."""
+    return RESULTS / f"{name}{'-short' * (options.length == 'short')}_{options.device}.json"
+
+
+def add_length_and_device(parser: argparse.ArgumentParser) -> None:
+    """What benchmarks of the trainer have in common."""
+    parser.add_argument("--length", choices=["short", "full"], default="full")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default=choose_device().type)
 
 
 def keep(path: Path, command: str, **figures: Any) -> None:

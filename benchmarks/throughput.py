@@ -16,12 +16,11 @@ import subprocess
 import sys
 import time
 from functools import partial
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
-from measured import RESULTS, keep, real_images
+from measured import add_length_and_device, keep, real_images, result_path
 from torch import Tensor, nn
 
 from cifartune.config import Recipe
@@ -30,7 +29,7 @@ from cifartune.data.cifar10 import default_root
 from cifartune.models import build_model
 from cifartune.models.facts import network_facts
 from cifartune.training import Trainer
-from cifartune.training.device import HALF, choose_device
+from cifartune.training.device import HALF
 from cifartune.training.memory import run_keeping_memory
 from cifartune.tuning.modes import fastest
 
@@ -74,7 +73,7 @@ def main(options: argparse.Namespace) -> None:
         networks[name] = measure(name, options, device, peaks)
         print(name, networks[name], flush=True)
     keep(
-        options.out,
+        result_path("throughput", options),
         f"python benchmarks/throughput.py {' '.join(options.models)} --length {options.length} "
         f"--batch {options.batch} --device {options.device}",
         length=options.length,
@@ -147,7 +146,7 @@ def matrix_peak(precision: str, device: torch.device) -> float:
                 torch.cuda.synchronize()
 
         multiply()
-        best = max(best, 2 * size**3 / min(timed(multiply) for _ in range(5)))
+        best = max(best, 2 * size**3 / min(timed(multiply) for _ in range(10)))
     return best
 
 
@@ -205,10 +204,8 @@ def arguments() -> argparse.Namespace:
     """What the command line says."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("models", nargs="*", metavar="MODEL")
-    parser.add_argument("--length", choices=SECONDS, default="full")
-    parser.add_argument("--device", choices=["cpu", "cuda"], default=choose_device().type)
+    add_length_and_device(parser)
     parser.add_argument("--batch", type=int, default=512)
-    parser.add_argument("--out", type=Path, default=RESULTS / "throughput.json")
     parser.add_argument("--plain", metavar="MODEL", help=argparse.SUPPRESS)
     return parser.parse_args()
 

@@ -20,14 +20,13 @@ from typing import Any
 
 import torch
 from bare_loop import BareLoop, crop_and_flip
-from measured import RESULTS, keep
+from measured import add_length_and_device, keep, result_path
 
 from cifartune.config import Recipe, load_space
 from cifartune.data import default_root, load_train
 from cifartune.data.test_set import load_test
 from cifartune.seeds import derive_seed
 from cifartune.training import SplitImages, Trainer
-from cifartune.training.device import choose_device
 from cifartune.training.memory import run_keeping_memory
 from cifartune.tuning.modes import fastest
 
@@ -37,8 +36,7 @@ BARE_STEPS = 10
 def main(options: argparse.Namespace) -> None:
     """Trains what is missing, and keeps each run as it is done."""
     device = torch.device(options.device)
-    name = options.file.stem + ("-short" if options.length == "short" else "")
-    path = RESULTS / f"time_to_accuracy_{name}_{device.type}.json"
+    path = result_path(f"time_to_accuracy_{options.file.stem}", options)
     runs: list[dict[str, Any]] = json.loads(path.read_text())["runs"] if path.exists() else []
     asked = set()
     for seed in range(options.seeds):
@@ -159,8 +157,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("file", type=Path, metavar="FILE")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--length", choices=["short", "full"], default="full")
-    parser.add_argument("--device", choices=["cpu", "cuda"], default=choose_device().type)
+    add_length_and_device(parser)
     return parser.parse_args()
 
 
