@@ -362,16 +362,15 @@ def _workers(parts: Parts) -> Iterator[Problem]:
     """What several workers can not do together."""
     if not parts.known("resources") or parts.space.resources.workers == 1:
         return
-    rules = {
-        "compile": ("always", "must not be always with several workers, who do not compile"),
-        "hard_examples": (1.0, "must be 1 with several workers, who see a part of a batch each"),
+    rules: dict[str, tuple[tuple[Any, ...], str]] = {
+        "compile": (("auto", "never"), "must be auto or never with several workers"),
+        "hard_examples": ((1.0,), "must be 1 with several workers, who see a part of a batch each"),
     }
-    for name, (value, rule) in rules.items():
+    for name, (allowed, rule) in rules.items():
         if not _is_known(parts, name):
             continue
         where = ("parameters", name) if name in parts.parameters else ("base", name)
-        possible = parts.possible(name, {})
-        if (value in possible) if name == "compile" else any(v != value for v in possible):
+        if any(value not in allowed for value in parts.possible(name, {})):
             yield where, rule
 
 

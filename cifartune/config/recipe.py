@@ -139,7 +139,7 @@ class ModelRecipe(Section):
         ge=0,
         le=1,
         description="Share of each batch in the running statistics of batch norms, for evaluation: "
-        "a short run needs a larger one than torch's 0.1; 0 keeps the network's own.",
+        "few steps need a larger one than torch's 0.1; 0 keeps the network's own.",
     )
     whitening: bool = Field(
         True,
@@ -315,10 +315,11 @@ class Recipe(Section):
         description="Order of the weights and images in memory: a pixel's channels together, or "
         "each channel alone. auto takes the fastest, as measured.",
     )
-    compile: Literal["auto", "always", "never"] = Field(
+    compile: Literal["auto", "always", "graphs", "never"] = Field(
         "auto",
-        description="Whether the training step is compiled (torch.compile). auto does where it "
-        "saves more time in the run than it takes, as measured; shorter runs do not try.",
+        description="Whether the training step is compiled (torch.compile), and on a GPU also "
+        "replayed as CUDA graphs, which small networks gain by; steps in parts are not. auto does "
+        "what saves more time in the run than it takes, as measured; shorter runs do not try.",
     )
     micro_batch: int = Field(
         0,

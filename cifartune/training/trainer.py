@@ -121,10 +121,12 @@ class Trainer:
         if self._features:
             self._trained = self._features.tail(self.network)
             self._evaluated = self._features.tail(self.classifier.network)
-        if recipe.compile == "always":
+        if recipe.compile != "never":
             from cifartune.training.compiling import CompiledNetwork  # two seconds to import
 
-            self._compiled = CompiledNetwork(self._trained)
+            # Of whole steps alone: a part would overwrite the gradients of those before it.
+            graphs = recipe.compile == "graphs" and not recipe.micro_batch
+            self._compiled = CompiledNetwork(self._trained, graphs=graphs)
 
     @property
     def epoch(self) -> int:

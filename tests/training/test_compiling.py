@@ -41,11 +41,14 @@ def test_many_different_networks_are_all_compiled() -> None:
         assert counters["stats"]["unique_graphs"] == 5
 
 
-def test_a_compiled_run_learns_what_the_other_does(recipe: Recipe, split: SplitImages) -> None:
+@pytest.mark.parametrize("way", ["always", pytest.param("graphs", marks=pytest.mark.slow)])
+def test_a_compiled_run_learns_what_the_other_does(
+    recipe: Recipe, split: SplitImages, way: str
+) -> None:
     """64 of 300 images a step: the last batch is smaller, and not compiled."""
     recipe = recipe.with_values({"model.name": "tutorial_net", "model.resolution": 32})
     plain = list(Trainer(recipe, split))
-    trainer = Trainer(recipe.with_values({"compile": "always"}), split)
+    trainer = Trainer(recipe.with_values({"compile": way}), split)
     compiled = list(trainer)
     assert counters["stats"]["unique_graphs"] == 1
     for one, other in zip(plain, compiled, strict=True):
@@ -75,3 +78,32 @@ def test_the_end_of_a_network_is_compiled(recipe: Recipe, split: SplitImages) ->
     for one, other in zip(plain, compiled, strict=True):
         assert other.train_loss == pytest.approx(one.train_loss, rel=1e-5)
     assert counters["stats"]["unique_graphs"] == 1
+
+
+@pytest.mark.parametrize("micro_batch", [0, 32])
+def test_graphs_are_replayed_for_whole_steps(
+    recipe: Recipe, split: SplitImages, micro_batch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str | None] = []
+
+    def compile_nothing(network: nn.Module, *, dynamic: bool, mode: str | None) -> nn.Module:
+        asked.append(mode)
+        return network
+
+    monkeypatch.setattr(torch, "compile", compile_nothing)
+    recipe = recipe.with_values({"compile": "graphs", "micro_batch": micro_batch, "epochs": 1})
+    list(Trainer(recipe, split))
+    assert asked == [None if micro_batch else "reduce-overhead"]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
+@pytest.mark.parametrize("values", [{}, {"optimizer.sam_rho": 0.05}, {"optimizer.name": "muon"}])
+def test_a_run_by_graphs_learns_what_the_other_does(
+    recipe: Recipe, split: SplitImages, values: dict[str, object]
+) -> None:
+    recipe = recipe.with_values({"precision": "fp32", **values})
+    plain = list(Trainer(recipe, split))
+    replayed = list(Trainer(recipe.with_values({"compile": "graphs"}), split))
+    for one, other in zip(plain, replayed, strict=True):
+        assert one.train_loss == pytest.approx(other.train_loss, rel=1e-2)
+        assert one.val_loss == pytest.approx(other.val_loss, rel=1e-2)

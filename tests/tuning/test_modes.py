@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from cifartune.config import Recipe
+from cifartune.training import compiling
 from cifartune.tuning import modes
 from cifartune.tuning.modes import Mode, Speed, fastest, measure
 
@@ -18,7 +20,7 @@ class Machine:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, **rates: float) -> None:
         self.rates = rates
-        self.compiled = Speed(0.0, 0.0)
+        self.compiled = self.graphs = Speed(0.0, 0.0)
         self.asked: list[Mode] = []
         self.fits = 10**9
         monkeypatch.setattr(modes, "measure", self._measure)
@@ -35,8 +37,8 @@ class Machine:
         if modes._batch(recipe, device) > self.fits:
             return [Speed(0.0, 0.0)] * len(asked)
         return [
-            self.compiled
-            if mode.compile == "always"
+            {"always": self.compiled, "graphs": self.graphs}[mode.compile]
+            if mode.compile != "never"
             else Speed(self.rates[f"{mode.precision}_{mode.memory_format}"], 0.1)
             for mode in asked
         ]
@@ -110,6 +112,51 @@ def test_compiling_must_earn_its_cost(
     assert computed(recipe) == ("fp32", "channels_last", compiles)
     tried = [mode for mode in machine.asked if mode.compile == "always"]
     assert tried == [Mode("fp32", "channels_last", "always")] * (images == 100_000)
+
+
+@pytest.mark.parametrize(
+    ("graphs", "micro_batch", "chosen"),
+    [
+        (Speed(300.0, 60.0), 0, "graphs"),
+        (Speed(140.0, 60.0), 0, "always"),
+        (Speed(0.0, 0.0), 0, "always"),  # they do not work, or compute something else
+        (Speed(300.0, 60.0), 64, "always"),
+    ],
+)
+def test_a_gpu_replays_graphs_where_that_is_faster(
+    machine: Machine,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    graphs: Speed,
+    micro_batch: int,
+    chosen: str,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
+    machine.compiled, machine.graphs = Speed(150.0, 50.0), graphs
+    recipe = Recipe().with_values({"micro_batch": micro_batch})
+    found = fastest(recipe, 100_000, device=torch.device("cuda"), folder=tmp_path)
+    assert computed(found) == ("bf16", "channels_last", chosen)
+
+
+def test_gradients_of_graphs_are_held_against_others(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Wrong:
+        def __init__(self, network: nn.Module, *, graphs: bool) -> None:
+            self.network = network
+
+        def __call__(self, x: Tensor) -> Tensor:
+            logits: Tensor = self.network(x)
+            return logits * self.factor
+
+        factor = 1.0
+
+    monkeypatch.setattr(compiling, "CompiledNetwork", Wrong)
+    recipe = recipe.with_values({"model.dropout": 0.5})
+    mode = Mode("fp32", "contiguous", "graphs")
+    assert measure(recipe, [mode], CPU)[0].rate > 0
+    monkeypatch.setattr(Wrong, "factor", 1.1)
+    assert measure(recipe, [mode], CPU)[0].rate == 0
 
 
 def test_a_folder_that_cannot_be_written_is_no_harm(machine: Machine, tmp_path: Path) -> None:
