@@ -132,12 +132,12 @@ class Search:
         """Ray and the warm slots, and meanwhile the splits and the tracking store."""
         run, space = self.run_folder, self.space
         with cluster(self._address) as dashboard:
-            from cifartune.tuning.slots import SlotPool, SlotShape
+            from cifartune.planning.ahead import slots_for
+            from cifartune.tuning.slots import SlotPool
 
             if self._address != OWN:
                 self._join()
-
-            shape = SlotShape.choose(space.resources, space.search.max_concurrent)
+            shape, packing = slots_for(space, self._data_root)
             slots = f"{shape.count} slot{'s' if shape.count > 1 else ''} of {shape}"
             self.console.print(
                 f"[bold]{run.name}[/]: {space.search.num_trials} trials of up to "
@@ -154,7 +154,7 @@ class Search:
             with SlotPool(shape, name=run.name, storage=run.ray) as pool:
                 self._splits = self._make_splits()
                 if not run.plan.exists():
-                    self._look_ahead(pool)
+                    self._look_ahead(pool, packing)
                 pool.patience = self._patience()
                 self._tracker.check()
                 self._clock.add("start", time.monotonic() - self._started)
@@ -167,7 +167,7 @@ class Search:
         if count := join(self.run_folder.path.parent, self._data_root):
             self._point_out("note", f"freed what {count} slots of drivers that are gone held")
 
-    def _look_ahead(self, pool: "SlotPool") -> None:
+    def _look_ahead(self, pool: "SlotPool", packing: str) -> None:
         """Stops where a parameter does nothing, and says what the search will cost."""
         from cifartune.planning.ahead import look_ahead
         from cifartune.report.planned import plan_lines, savings_lines
@@ -179,6 +179,7 @@ class Search:
             data_root=self._data_root,
             splits=self.run_folder.splits,
             started=self._started,
+            packing=packing,
             warm_start=self._warm_start,
             stop=self._stop,
         )

@@ -184,7 +184,9 @@ class ResourceSpec(Section):
         "auto", description="CPU cores a trial."
     )
     gpus: Literal["auto"] | Annotated[float, Field(ge=0)] = Field(
-        "auto", description="GPUs, or the share of one, a trial."
+        "auto",
+        description="GPUs, or the share of one, a trial; auto: one, or a share where it is found "
+        "that several trials on a GPU train more together.",
     )
     isolation: Literal["slot", "process"] = Field(
         "slot",

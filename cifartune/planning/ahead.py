@@ -13,13 +13,37 @@ from cifartune.data import load_train
 from cifartune.data.splits import splits_of
 from cifartune.errors import UserError
 from cifartune.logs import log_to
-from cifartune.planning.memory import probe_file, recall, remember
+from cifartune.planning.memory import packing_file, probe_file, recall, remember
 from cifartune.planning.plan import Plan, make_plan, recipes_to_measure
 from cifartune.planning.rehearsal import rehearse
 from cifartune.tuning.cluster import OWN, cluster, load_ray
 from cifartune.tuning.machines import join
 from cifartune.tuning.messages import Probe
+from cifartune.tuning.packing import pack
 from cifartune.tuning.slots import SlotPool, SlotShape
+
+
+def slots_for(space: SearchSpace, data_root: Path) -> tuple[SlotShape, str]:
+    """The slots that a search gets, and where they share GPUs of themselves, what that brings.
+
+    Where trials would have a GPU each because nothing else is asked for, it is tried whether they
+    had better share it.
+
+    Raises:
+        UserError: No machine has what a trial wants.
+    """
+    resources, most = space.resources, space.search.max_concurrent
+    shape = SlotShape.choose(resources, most)
+    if resources.gpus != "auto" or shape.gpus != 1 or shape.workers != 1:
+        return shape, ""
+    packing = pack(
+        space,
+        recipes_to_measure(space),
+        folder=data_root,
+        file=packing_file(data_root, space),
+    )
+    shared = resources.model_copy(update={"gpus": 1 / packing.slots})
+    return SlotShape.choose(shared, most), str(packing)
 
 
 def look_ahead(
@@ -30,6 +54,7 @@ def look_ahead(
     data_root: Path,
     splits: Path,
     started: float,
+    packing: str = "",
     warm_start: Sequence[FrozenTrial] = (),
     stop: threading.Event | None = None,
 ) -> Plan:
@@ -45,6 +70,7 @@ def look_ahead(
         data_root: The prepared images.
         splits: The search's splits.
         started: When the command began, on the clock of `time.monotonic`.
+        packing: What sharing GPUs brings, in words; see `slots_for`.
         warm_start: Trials of other searches that the sampler knows.
         stop: Set from elsewhere, ends the probe.
 
@@ -78,6 +104,7 @@ def look_ahead(
         slots=shape.count,
         cpus=shape.cpus,
         gpus=shape.gpus,
+        packing=packing,
         start=time.monotonic() - started,
     )
     if plan.time_budget is not None and plan.time_budget < plan.first_epoch:
@@ -121,7 +148,7 @@ def plan_search(
         with log_to(folder / "log"), cluster(address):
             if runs is not None:
                 join(runs, data_root)
-            shape = SlotShape.choose(space.resources, space.search.max_concurrent)
+            shape, packing = slots_for(space, data_root)
             with SlotPool(shape, name=f"plan-{space.name}", storage=folder / "ray") as pool:
                 splits = folder / "splits.npz"
                 splits_of(space, load_train(data_root).labels).save(splits)
@@ -132,5 +159,6 @@ def plan_search(
                     data_root=data_root,
                     splits=splits,
                     started=started,
+                    packing=packing,
                     warm_start=warm_start,
                 )

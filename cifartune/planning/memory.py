@@ -6,6 +6,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import ray
 
@@ -25,11 +26,20 @@ def probe_file(folder: Path, space: SearchSpace, shape: SlotShape) -> Path:
     Its name says what a probe depends on: the recipes and their ranges, the images, the slot, the
     machine, the versions of all that computes, and this package's own source.
     """
+    return _file(folder, space, [shape.cpus, shape.gpus, shape.workers])
+
+
+def packing_file(folder: Path, space: SearchSpace) -> Path:
+    """The file in `folder` of what was found out about slots that share a GPU."""
+    return _file(folder, space, ["shares a GPU", space.resources.cpus])
+
+
+def _file(folder: Path, space: SearchSpace, slot: list[Any]) -> Path:
     have: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     source = Path(cifartune.__file__).parent
     about = {
         "space": space.model_dump(include={"base", "parameters", "data", "search", "stand_in"}),
-        "slot": [shape.cpus, shape.gpus, shape.workers],
+        "slot": slot,
         "machine": [processor(), os.cpu_count(), sorted(n for n in have if "accelerator" in n)],
         "versions": versions(),
         "source": [

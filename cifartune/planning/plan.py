@@ -62,6 +62,7 @@ class Plan:
         memory: The most memory that a slot used in the probe: of the GPU, or of the process.
         disk: What stays on the disk at the end, checkpoints of running trials included.
         slots: Trials at a time.
+        packing: What trials that share a GPU bring, in words; empty where none do.
         rates: Training images a second that were measured, by kind of recipe.
         savings: Changes that make a long search shorter, as `--set` takes them, each with the
             seconds that it saves.
@@ -88,6 +89,7 @@ class Plan:
     memory: int
     disk: float
     slots: int
+    packing: str
     rates: dict[str, float]
     savings: dict[str, float]
 
@@ -131,6 +133,7 @@ def make_plan(
     cpus: float,
     gpus: float,
     start: float,
+    packing: str = "",
 ) -> Plan:
     """The plan of a search.
 
@@ -143,6 +146,7 @@ def make_plan(
         cpus: Cores of a slot.
         gpus: GPUs of a slot.
         start: Seconds until the first trial begins.
+        packing: What trials that share a GPU bring, in words.
     """
     costs = _Costs(space, recipes, probed.costs)
     scale = [_longer(space, run) for run in rehearsals]
@@ -203,6 +207,7 @@ def make_plan(
         + slots * (max(cost.checkpoint_bytes for cost in probed.costs) + best)
         + trials * TRIAL_BYTES,
         slots=slots,
+        packing=packing,
         rates={costs.name(recipe): c.train_rate for recipe, c in costs.measured},
         savings=_savings(space, search, refit) if total > LONG_SECONDS else {},
     )

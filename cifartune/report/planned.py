@@ -19,6 +19,7 @@ def plan_lines(plan: Plan) -> list[str]:
         f"{plan.trials} trials, about {plan.epochs:,.0f} epochs "
         f"({plan.epochs_low:,.0f} to {plan.epochs_high:,.0f})",
         ", ".join(reaching),
+        *filter(None, [plan.packing]),
         f"search {show_time(plan.search)}{budget}, refit {show_time(plan.refit)}",
         f"all {show_time(plan.total)}, {plan.device_hours:,.1f} {plan.device}-hours",
         f"{size(plan.memory)} of memory a slot, {size(plan.disk)} of disk",
@@ -41,6 +42,7 @@ def plan_table(plan: Plan) -> Table:
     refit_epochs = f"{plan.refit_jobs} jobs, {plan.refit_epochs:,.0f} epochs"
     rows = {
         "trials": f"{plan.trials:,}, {plan.slots} at a time",
+        **({"packing": plan.packing} if plan.packing else {}),
         "reaching": "\n".join(
             f"epoch {epoch:<5} {count:,.1f}" for epoch, count in plan.reaching.items()
         ),
