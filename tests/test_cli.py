@@ -13,9 +13,10 @@ from pathlib import Path
 import pandas as pd
 import psutil
 import pytest
-import torch
 import yaml
 from searches import QUICK, cifartune, started
+
+from cifartune.tuning.checkpoints import Checkpoints
 
 SMALL = """
 name: small
@@ -244,8 +245,7 @@ def test_ctrl_c_twice_ends_at_once_and_loses_nothing(tmp_path: Path, data_root: 
         ("RUNNING", recorded(tmp_path)[0][2])
     ]
     assert [step for step, _ in recorded(tmp_path)[0][2]] == [1]
-    checkpoint = tmp_path / "runs" / "small" / "trials" / "0" / "checkpoint.pt"
-    assert len(torch.load(checkpoint, weights_only=True)["history"]) == 1
+    assert Checkpoints(tmp_path / "runs" / "small" / "trials" / "0").epoch == 1
     with sqlite3.connect(tmp_path / "runs" / "mlflow.db") as store:
         assert set(store.execute("SELECT status FROM runs").fetchall()) == {("KILLED",)}
 

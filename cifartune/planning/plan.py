@@ -14,6 +14,7 @@ from cifartune.config.effects import augments
 from cifartune.config.recipe import recipe_fields
 from cifartune.planning.rehearsal import MOST_TRIALS, Rehearsed
 from cifartune.seeds import derive_seed
+from cifartune.tuning.checkpoints import KEPT
 from cifartune.tuning.messages import Cost, Probed
 
 MEASURED = 6
@@ -204,7 +205,7 @@ def make_plan(
         # The folds' weights, and the winner's twice more: exported, and logged.
         disk=(top_k * (1 + snapshots) + 2) * folds * kept
         + top_k * space.refit_images * 40
-        + slots * (max(cost.checkpoint_bytes for cost in probed.costs) + best)
+        + slots * KEPT * (max(cost.checkpoint_bytes for cost in probed.costs) + best)
         + trials * TRIAL_BYTES,
         slots=slots,
         packing=packing,

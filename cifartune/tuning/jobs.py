@@ -23,6 +23,7 @@ from cifartune.training.failures import OutOfMemory, is_out_of_memory
 from cifartune.training.memory import release_memory
 from cifartune.training.optim import restart_epochs
 from cifartune.training.workers import Workers
+from cifartune.tuning.checkpoints import Checkpoints
 from cifartune.tuning.messages import Job, Verdict
 from cifartune.tuning.modes import SMALLEST, fastest
 
@@ -30,7 +31,6 @@ logger = logging.getLogger(__name__)
 
 Report = Callable[[EpochResult, bool], Verdict]
 
-CHECKPOINT = "checkpoint.pt"
 WEIGHTS = "weights.safetensors"
 LOGITS = "logits.npy"
 SNAPSHOTS = "snapshots"
@@ -85,11 +85,10 @@ def _run(
 ) -> dict[str, Any] | None:
     """`run_job` with `parts` images at a time; 0: what the recipe says, or what is found to fit."""
     split = load_split(job.splits, job.data_root, fold=job.fold, device=device)
-    checkpoint = job.folder / CHECKPOINT
-    state = recipe = None
+    recipe = None
     try:
-        if checkpoint.exists():
-            state = torch.load(checkpoint, map_location=device, weights_only=True)
+        state = Checkpoints(job.folder).load(device)
+        if state is not None:
             state["recipe"]["micro_batch"] = parts or state["recipe"]["micro_batch"]
             recipe = settle(job.recipe, {name: state["recipe"][name] for name in AUTOMATIC})
         else:
@@ -114,7 +113,7 @@ def _run(
 
 def _train(trainer: Trainer, job: Job, report: Report) -> dict[str, Any] | None:
     """The rest of `run_job`: epochs, checkpoints, outputs."""
-    checkpoint = job.folder / CHECKPOINT
+    checkpoints = Checkpoints(job.folder)
     restarts = restart_epochs(job.recipe) if job.fold is not None else []
     is_first = trainer.workers.rank == 0
     for result in trainer:
@@ -126,14 +125,14 @@ def _train(trainer: Trainer, job: Job, report: Report) -> dict[str, Any] | None:
         if is_first and result.epoch in restarts:
             _save_outputs(trainer, job.folder / SNAPSHOTS / str(result.epoch))
         if is_first:
-            save_checkpoint(trainer, checkpoint)
+            checkpoints.save(result.epoch, trainer.state_dict())
         if verdict is Verdict.LEAVE:
             return None
     if not is_first:
         return None
     if job.fold is not None:
         _save_outputs(trainer, job.folder)
-    checkpoint.unlink(missing_ok=True)
+    checkpoints.clear()
     kept = trainer.history[trainer.kept_epoch - 1]
     metrics = kept.metrics()
     del metrics["seconds"]  # the trial's are those of all its epochs
@@ -172,13 +171,6 @@ def _images(root: Path, device: torch.device) -> tuple[Tensor, Tensor]:
     data = load_train(root)
     images, labels = torch.from_numpy(data.images), torch.from_numpy(data.labels).long()
     return images.to(device), labels.to(device)
-
-
-def save_checkpoint(trainer: Trainer, path: Path) -> None:
-    """Writes all that is needed to go on, whole or not at all."""
-    buffer = io.BytesIO()
-    torch.save(trainer.state_dict(), buffer)
-    write_atomically(path, buffer.getvalue())
 
 
 def _save_outputs(trainer: Trainer, folder: Path) -> None:

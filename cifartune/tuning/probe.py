@@ -13,7 +13,8 @@ from cifartune.training import SplitImages, Trainer
 from cifartune.training.canary import idle_parameters
 from cifartune.training.device import most_memory
 from cifartune.training.failures import TrainingFailure
-from cifartune.tuning.jobs import CHECKPOINT, load_split, save_checkpoint
+from cifartune.tuning.checkpoints import Checkpoints
+from cifartune.tuning.jobs import load_split
 from cifartune.tuning.messages import Cost, Probe, Probed
 from cifartune.tuning.modes import fastest
 
@@ -76,9 +77,9 @@ def _measure(
     start = time.perf_counter()
     trainer.evaluate(few)
     eval_seconds = time.perf_counter() - start
-    checkpoint = probe.folder / CHECKPOINT
+    checkpoints = Checkpoints(probe.folder)
     start = time.perf_counter()
-    save_checkpoint(trainer, checkpoint)
+    checkpoint = checkpoints.save(0, trainer.state_dict())
     saved = time.perf_counter() - start
     cost = Cost(
         train_rate=rate * workers,
@@ -90,7 +91,7 @@ def _measure(
         later_rate=later_rate and later_rate * workers,
         predict_rate=predict_rate,
     )
-    checkpoint.unlink()
+    checkpoints.clear()
     return cost
 
 

@@ -1,5 +1,7 @@
 """Which trials are stopped early: Ray Tune's rules, rebuilt from what the study holds."""
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,8 +17,17 @@ from cifartune.seeds import derive_seed
 from cifartune.tuning.study import TrialStudy, kept_epoch
 
 
-def make_scheduler(study: TrialStudy) -> TrialScheduler:
-    """The scheduler of the study's space, which knows the study's trials already."""
+def make_scheduler(
+    study: TrialStudy, *, went_on: Callable[[int], float] = lambda number: math.inf
+) -> TrialScheduler:
+    """The scheduler of the study's space, which knows the study's trials already.
+
+    Args:
+        study: Its finished trials count in all rungs that they came to.
+        went_on: The epoch after which an unfinished trial, by its number, was last allowed to go
+            on. What is recorded of later ones was not decided on before the process died: it will
+            be, when the trial comes there again.
+    """
     settings = study.space.scheduler
     common: dict[str, Any] = {
         # Not left to Tune, which would tell them after the rungs are rebuilt.
@@ -28,9 +39,10 @@ def make_scheduler(study: TrialStudy) -> TrialScheduler:
     if settings.name == "none":
         return FIFOScheduler()  # type: ignore[no-untyped-call]
     if settings.name == "median":
-        return _Median(study, min_samples_required=settings.min_trials, **common)
+        return _Median(study, went_on, min_samples_required=settings.min_trials, **common)
     return _Halving(
         study,
+        went_on,
         reduction_factor=settings.reduction_factor,
         brackets=settings.brackets if settings.name == "hyperband" else 1,
         max_t=study.space.max_epochs,
@@ -66,9 +78,10 @@ class _FromStudy(Unpickled, TrialScheduler):
 
     _nobody: Any = None  # the controller that schedulers are given, and that ours do not use
 
-    def __init__(self, study: TrialStudy, **settings: Any) -> None:
+    def __init__(self, study: TrialStudy, went_on: Callable[[int], float], **settings: Any) -> None:
         super().__init__(**settings)  # type: ignore[no-untyped-call]
         self._study = study
+        self._went_on = went_on
         for trial in study.trials:
             if trial.state.is_finished():
                 handle = Handle(trial.number)
@@ -85,7 +98,10 @@ class _FromStudy(Unpickled, TrialScheduler):
 
     def _replay(self, handle: Any, recorded: FrozenTrial) -> None:
         metric = tune_metric(self._study)
+        last = math.inf if recorded.state.is_finished() else self._went_on(recorded.number)
         for epoch, value in sorted(recorded.intermediate_values.items()):
+            if epoch > last:
+                break
             self.on_trial_result(self._nobody, handle, {"epoch": epoch, metric: value})
 
 
@@ -115,8 +131,8 @@ class _Halving(_FromStudy, _NumberedBrackets):
     that it kept: left out, it would leave them to worse ones.
     """
 
-    def __init__(self, study: TrialStudy, **settings: Any) -> None:
-        super().__init__(study, seed=study.space.search.seed, **settings)
+    def __init__(self, study: TrialStudy, went_on: Callable[[int], float], **settings: Any) -> None:
+        super().__init__(study, went_on, seed=study.space.search.seed, **settings)
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
         if facts := result.get("facts"):

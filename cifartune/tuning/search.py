@@ -4,7 +4,7 @@ import shutil
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from ray.util.placement_group import NODE_ID_LABEL_KEY
 
 from cifartune.errors import UserError, first_line
 from cifartune.events import Observer
+from cifartune.tuning.checkpoints import Checkpoints
 from cifartune.tuning.messages import Failed
 from cifartune.tuning.schedulers import Unpickled, make_scheduler, tune_metric
 from cifartune.tuning.slots import SlotPool, this_machine
@@ -76,7 +77,7 @@ def run_trials(
         trainable,
         tune_config=tune.TuneConfig(
             search_alg=proposals,
-            scheduler=make_scheduler(study),
+            scheduler=make_scheduler(study, went_on=_went_on(folder)),
             num_samples=-1,
             max_concurrent_trials=pool.shape.count,
             reuse_actors=True,
@@ -107,6 +108,11 @@ def run_trials(
             if trial.state is TrialState.RUNNING:
                 study.prune(trial.number)
                 ledger.close(trial.number)
+
+
+def _went_on(folder: Path) -> Callable[[int], float]:
+    """The epoch after which a trial was last allowed to go on: only then is it checkpointed."""
+    return lambda number: Checkpoints(folder / str(number)).epoch
 
 
 class _Proposals(Unpickled, Searcher):

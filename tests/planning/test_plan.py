@@ -66,7 +66,7 @@ def test_times_add_up() -> None:
     assert plan.device_hours == pytest.approx(plan.total * 2 / 3600)
     assert plan.reaching == {1: 10, 4: 10}
     # 2 x 5 folds and the ensemble twice more, their logits, a checkpoint, and the databases.
-    assert plan.disk == 20 * 2_000_000 + 2 * 50_000 * 40 + 6_000_000 + 10 * 20_000
+    assert plan.disk == 20 * 2_000_000 + 2 * 50_000 * 40 + 2 * 6_000_000 + 10 * 20_000
 
 
 def test_snapshots_and_the_best_epoch_cost_time_and_disk() -> None:
@@ -79,7 +79,7 @@ def test_snapshots_and_the_best_epoch_cost_time_and_disk() -> None:
     assert snapshots.evaluate == pytest.approx(5 * (3 * 10_000 / 5000 + 2))
     assert snapshots.disk == plain.disk + 2 * 5 * 2_000_000
     best = plan_of(make_space(base=base | {"stopping": {"keep": "best"}}))
-    assert best.disk == plain.disk + 2_000_000
+    assert best.disk == plain.disk + 2 * 2_000_000
 
 
 def test_two_slots_take_half_the_time_of_the_same_devices() -> None:

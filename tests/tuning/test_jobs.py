@@ -20,7 +20,8 @@ from cifartune.training.classifier import load_classifier, predict, trained_epoc
 from cifartune.training.device import settle
 from cifartune.training.failures import OutOfMemory
 from cifartune.tuning import jobs
-from cifartune.tuning.jobs import CHECKPOINT, LOGITS, SNAPSHOTS, WEIGHTS, run_job
+from cifartune.tuning.checkpoints import Checkpoints
+from cifartune.tuning.jobs import LOGITS, SNAPSHOTS, WEIGHTS, run_job
 from cifartune.tuning.messages import Job, Verdict
 
 pytestmark = pytest.mark.skipif(
@@ -62,16 +63,16 @@ class Listener:
         die_after: int | None = None,
     ) -> None:
         self.results: list[EpochResult] = []
-        self.checkpoints: list[bool] = []
+        self.checkpoints: list[int] = []
         self.last: list[bool] = []
-        self._path = job.folder / CHECKPOINT
+        self.kept = Checkpoints(job.folder)
         self._stop_after, self._die_after = stop_after, die_after
         self._leave_after = leave_after
 
     def __call__(self, result: EpochResult, is_last: bool) -> Verdict:
         self.results.append(result)
         self.last.append(is_last)
-        self.checkpoints.append(self._path.exists())
+        self.checkpoints.append(self.kept.epoch)
         if result.epoch == self._die_after:
             raise Killed
         if result.epoch == self._leave_after:
@@ -104,27 +105,19 @@ def test_a_trial_trains_on_the_searchs_own_split(
 
 
 def test_every_epoch_but_the_last_leaves_a_checkpoint(job: Job) -> None:
-    written = []
-
-    class Watcher(Listener):
-        def __call__(self, result: EpochResult, is_last: bool) -> Verdict:
-            if self._path.exists():
-                written.append(len(torch.load(self._path, weights_only=True)["history"]))
-            return super().__call__(result, is_last)
-
-    watcher = Watcher(job)
-    run_job(job, watcher)
-    assert watcher.checkpoints == [False, True, True]
+    listener = Listener(job)
+    run_job(job, listener)
     # Before an epoch begins, that of the one before is there.
-    assert written == [1, 2]
-    assert not (job.folder / CHECKPOINT).exists()  # nobody needs it any more
+    assert listener.checkpoints == [0, 1, 2]
+    assert listener.kept.epoch == 0  # nobody needs it any more
 
 
 def test_a_stopped_job_says_nothing_more(job: Job) -> None:
     listener = Listener(job, stop_after=2)
     assert run_job(job, listener) is None
     assert len(listener.results) == 2
-    assert torch.load(job.folder / CHECKPOINT, weights_only=True)["history"][-1]["epoch"] == 1
+    state = Checkpoints(job.folder).load(torch.device("cpu"))
+    assert state is not None and state["history"][-1]["epoch"] == 1
 
 
 @pytest.mark.parametrize(
@@ -238,7 +231,7 @@ def test_the_end_of_a_run_is_told_with_its_last_epoch(job: Job) -> None:
     best = max(listener.results, key=lambda result: result.val_accuracy)
     assert (facts["kept_epoch"], facts["val_loss"]) == (best.epoch, best.val_loss)
     assert "seconds" not in facts
-    assert not (job.folder / CHECKPOINT).exists()
+    assert Checkpoints(job.folder).epoch == 0
 
 
 def test_the_folds_differ(job: Job) -> None:

@@ -31,8 +31,9 @@ from cifartune.logs import log_to
 from cifartune.planning import Plan
 from cifartune.planning.ahead import look_ahead
 from cifartune.training import SplitImages, Trainer
+from cifartune.tuning.checkpoints import Checkpoints
 from cifartune.tuning.cluster import cluster
-from cifartune.tuning.jobs import CHECKPOINT, LOGITS, WEIGHTS, run_job
+from cifartune.tuning.jobs import LOGITS, WEIGHTS, run_job
 from cifartune.tuning.messages import Failed, Finished, Job, Message, Progress, Verdict
 from cifartune.tuning.search import run_trials
 from cifartune.tuning.slots import SlotPool, SlotShape
@@ -262,11 +263,8 @@ def test_a_slot_that_hangs_is_started_anew(pool: SlotPool, job: Job) -> None:
     assert wait_until(lambda: len(workers()) == 2)
 
 
-def holds(checkpoint: Path, epoch: int) -> bool:
-    """Whether there is a checkpoint, and of that epoch."""
-    return (
-        checkpoint.exists() and len(torch.load(checkpoint, weights_only=True)["history"]) == epoch
-    )
+def is_kept(folder: Path, epoch: int) -> bool:
+    return Checkpoints(folder).epoch == epoch
 
 
 def test_a_run_can_be_interrupted(pool: SlotPool, job: Job) -> None:
@@ -276,11 +274,11 @@ def test_a_run_can_be_interrupted(pool: SlotPool, job: Job) -> None:
     with pytest.raises(Interrupted):
         for one, message in pool.run(jobs, stop=stop):
             assert isinstance(one, Job) and isinstance(message, Progress)
-            told[one.folder / CHECKPOINT] = message.epoch
+            told[one.folder] = message.epoch
             stop.set()
     assert 1 <= len(told) <= 2  # the third waited
-    for path, epoch in told.items():
-        assert wait_until(partial(holds, path, epoch))
+    for folder, epoch in told.items():
+        assert wait_until(partial(is_kept, folder, epoch))
     assert isinstance(collect(pool, [vary(job, "next")])["next"][-1], Finished)
 
 

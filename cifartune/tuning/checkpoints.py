@@ -1,0 +1,87 @@
+"""A run's checkpoints: named by their epoch, with a checksum, and two of them at a time."""
+
+import io
+import logging
+import re
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cifartune.errors import first_line
+from cifartune.files import write_atomically
+
+if TYPE_CHECKING:  # whoever only asks for their epochs does without torch
+    import torch
+
+logger = logging.getLogger(__name__)
+
+KEPT = 2
+"""The newest, and the one before it for the case that the newest is damaged."""
+
+_DIGEST_BYTES = sha256().digest_size
+
+
+class Checkpoints:
+    """The checkpoints of one run, in a folder that need not exist.
+
+    A file is the SHA-256 of what torch.save wrote, and that.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of the newest; 0 if there is none."""
+        return max(self._paths(), default=0)
+
+    def save(self, epoch: int, state: dict[str, Any]) -> Path:
+        """Writes the state after an epoch, whole or not at all, and only then drops old ones."""
+        import torch
+
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        content = buffer.getvalue()
+        path = self._folder / f"epoch-{epoch}.checkpoint"
+        write_atomically(path, sha256(content).digest() + content)
+        for old in sorted(self._paths())[:-KEPT]:
+            self._paths()[old].unlink(missing_ok=True)
+        return path
+
+    def load(self, device: "torch.device") -> dict[str, Any] | None:
+        """The newest state that is whole, on `device`; None if there is none.
+
+        Damaged files are named in the log.
+        """
+        import torch
+
+        paths = self._paths()
+        for epoch in sorted(paths, reverse=True):
+            path = paths[epoch]
+            try:
+                content = memoryview(path.read_bytes())
+                if sha256(content[_DIGEST_BYTES:]).digest() != content[:_DIGEST_BYTES]:
+                    raise ValueError("its checksum is another")
+                buffer = io.BytesIO(content[_DIGEST_BYTES:])
+                state: dict[str, Any] = torch.load(buffer, map_location=device, weights_only=True)
+            except (OSError, ValueError) as error:
+                logger.warning(
+                    "%s is damaged (%s); the one before is used", path, first_line(error)
+                )
+                continue
+            return state
+        return None
+
+    def clear(self) -> None:
+        """Deletes all of them."""
+        for path in self._paths().values():
+            path.unlink(missing_ok=True)
+
+    def _paths(self) -> dict[int, Path]:
+        found = (
+            (path, re.fullmatch(r"epoch-(\d+)\.checkpoint", path.name)) for path in self._files()
+        )
+        return {int(match[1]): path for path, match in found if match}
+
+    def _files(self) -> list[Path]:
+        return list(self._folder.iterdir()) if self._folder.is_dir() else []
