@@ -41,6 +41,8 @@ FOLLOWS = {
             *("stopping.metric", "stopping.patience", "stopping.keep"),
         },
     ),
+    "fast96": ("fast94", {"model.name", "augment.crop", "augment.cutout", "epochs"}),
+    "fast_search": ("fast94", {"model.norm_momentum", "data.small_share"}),
     "lenet_efficientnet": ("tutorial_net", {"model.name", "model.dropout"}),
     "lenet_initialisation": ("lenet_efficientnet", {"model.init"}),
     "lenet_optimisers": ("lenet_initialisation", set()),
