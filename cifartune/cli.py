@@ -1,10 +1,11 @@
 """The command line: it parses, calls one function, and prints."""
 
+import re
 import shutil
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -25,7 +26,22 @@ app.add_typer(data_app, name="data")
 cluster_app = typer.Typer(help="Several machines.", no_args_is_help=True)
 app.add_typer(cluster_app, name="cluster")
 
-RunsOption = Annotated[Path, typer.Option("--runs", help="The folder of all runs.")]
+
+def _a_folder(runs: Path) -> Path:
+    """Refuses an address: a study is an SQLite database, which only a disk can hold."""
+    from cifartune.errors import UserError
+
+    if re.match(r"\w+:/", str(runs)):
+        raise UserError(
+            f"--runs {runs}: runs are kept in a folder, not at an address; for several machines, "
+            "take one on a disk that all of them share"
+        )
+    return runs
+
+
+RunsOption = Annotated[
+    Path, typer.Option("--runs", help="The folder of all runs.", callback=_a_folder)
+]
 UriOption = Annotated[
     str | None,
     typer.Option(help="MLflow store. Default: MLFLOW_TRACKING_URI, else <runs>/mlflow.db."),
@@ -67,6 +83,7 @@ def search(
 ) -> None:
     """Search, refit the best by cross-validation, evaluate once, report."""
     from cifartune.config import load_space, smoke_space
+    from cifartune.report.download import prepared
     from cifartune.runs import RunFolder
 
     space = load_space(space_file, overrides or ())
@@ -76,7 +93,7 @@ def search(
         RunFolder.check_name(runs, name)
     _check_ahead(space, space_file, runs, address)
     uri = _checked_uri(tracking_uri, runs)
-    root = _prepared(data_dir)
+    root = prepared(data_dir)
     run = RunFolder.create(runs, space, name, tracking_uri=uri)
     try:
         _run(space, run, root, address)
@@ -96,6 +113,7 @@ def resume(
     """Go on with an interrupted search where it stopped."""
     from cifartune.config import load_space
     from cifartune.errors import UserError
+    from cifartune.report.download import prepared
     from cifartune.runs import RunFolder
 
     run = RunFolder.open(runs, name)
@@ -103,7 +121,29 @@ def resume(
         raise UserError(f"{name} is finished: {run.result} holds its outcome")
     space = load_space(run.space_file)
     _checked_uri(run.tracking_uri, runs)
-    _run(space, run, _prepared(data_dir), address)
+    _run(space, run, prepared(data_dir), address)
+
+
+@app.command()
+def sync(
+    name: Annotated[str, typer.Argument(help="The run's name.")],
+    runs: RunsOption = Path("runs"),
+) -> None:
+    """Send to MLflow what it could not be sent during a search."""
+    from filelock import FileLock, Timeout
+
+    from cifartune.errors import UserError
+    from cifartune.runs import RunFolder
+    from cifartune.tracking import send_rest
+
+    run = RunFolder.open(runs, name)
+    _checked_uri(run.tracking_uri, runs)
+    try:
+        with FileLock(run.lock, timeout=0):
+            count = send_rest(run.tracking_uri, run)
+    except Timeout:
+        raise UserError(f"{name}: a process runs this search, and sends by itself") from None
+    typer.echo(f"{count} events sent to {run.tracking_uri}")
 
 
 @app.command()
@@ -149,12 +189,13 @@ def plan(
     from rich.console import Console
 
     from cifartune.config import load_space, smoke_space
+    from cifartune.report.download import prepared
 
     space = load_space(space_file, overrides or ())
     if smoke:
         space = smoke_space(space)
     _check_ahead(space, space_file, runs, address)
-    root = _prepared(data_dir)
+    root = prepared(data_dir)
 
     from cifartune.planning.ahead import plan_search
     from cifartune.report.planned import plan_table, savings_lines
@@ -190,9 +231,10 @@ def augment(
 ) -> None:
     """Draw what the baseline's augmentation does to training images, at several strengths."""
     from cifartune.config import load_space
+    from cifartune.report.download import prepared
 
     space = load_space(space_file, overrides or ())
-    root = _prepared(data_dir)
+    root = prepared(data_dir)
 
     from cifartune.report.contact_sheet import sheet_of, write_sheet
 
@@ -231,7 +273,9 @@ def describe(
 @data_app.command()
 def fetch(data_dir: DataDirOption = None) -> None:
     """Fetch and verify CIFAR-10; instant when it is there already."""
-    typer.echo(_fetched(data_dir))
+    from cifartune.report.download import fetched
+
+    typer.echo(fetched(data_dir))
 
 
 @data_app.command()
@@ -269,7 +313,9 @@ def check(
     """Say of each machine of a Ray cluster whether it can take part; fetch its images."""
     from rich.console import Console
 
-    root = _prepared(data_dir)
+    from cifartune.report.download import prepared
+
+    root = prepared(data_dir)
 
     from cifartune.report.machine import machines_table
     from cifartune.tuning.cluster import cluster
@@ -344,39 +390,3 @@ def _checked_uri(tracking_uri: str | None, runs: Path) -> str:
     uri = tracking_uri or default_uri(runs)
     check_server(uri)
     return uri
-
-
-def _prepared(data_dir: Path | None) -> Path:
-    """The prepared images, fetched first where there are none.
-
-    The training images are enough to begin with: only the evaluation needs the others.
-    """
-    from cifartune.data import default_root, load_train
-    from cifartune.errors import UserError
-
-    if data_dir is None:
-        try:
-            load_train()
-            return default_root()
-        except UserError:
-            return _fetched(None)
-    return _fetched(data_dir)
-
-
-def _fetched(data_dir: Path | None) -> Path:
-    """All images, fetched with a progress bar where they are missing."""
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
-
-    from cifartune.data import fetch
-
-    columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        tasks: dict[str, Any] = {}
-
-        def show(description: str, done: int, total: int | None) -> None:
-            if description not in tasks:
-                tasks[description] = bar.add_task(description, total=total)
-            bar.update(tasks[description], completed=done, total=total)
-
-        return fetch(data_dir=data_dir, progress=show)

@@ -36,6 +36,7 @@ class RunFolder:
         self.lock = self.path / ".lock"
         self.clock = self.path / "clock.json"
         self.log = self.path / "ray.log"
+        self.tracking = self.path / "tracking.jsonl"
         self.ray = self.path / "ray"
 
     @classmethod
@@ -130,8 +131,16 @@ class RunFolder:
     @property
     def resume_command(self) -> str:
         """What the user types to go on with this run, in the folder where it was started."""
+        return self._command("resume")
+
+    @property
+    def sync_command(self) -> str:
+        """What the user types to send to MLflow what is left."""
+        return self._command("sync")
+
+    def _command(self, verb: str) -> str:
         runs = self.runs if self.runs != Path("runs") else None
-        command = f"{program('cifartune')} resume {self.name}"
+        command = f"{program('cifartune')} {verb} {self.name}"
         return command + (f" --runs {runs}" if runs else "")
 
     @property

@@ -157,6 +157,7 @@ class Search:
                     self._look_ahead(pool, packing)
                 pool.patience = self._patience()
                 self._tracker.check()
+                self._tracker.catch_up(self._study)
                 self._clock.add("start", time.monotonic() - self._started)
                 yield pool
 
@@ -305,7 +306,12 @@ class Search:
         print_summary(result, self._study, self.console)
         if self._tracker.failures:
             count, first = len(self._tracker.failures), self._tracker.failures[0]
-            self.console.print(f"\n[red]MLflow: {count} writes failed[/]: {first}")
+            self.console.print(f"\n[red]MLflow refused {count} writes[/]: {first}")
+        if self._tracker.unsent:
+            self.console.print(
+                f"\n[red]MLflow has not got {self._tracker.unsent} events[/] "
+                f"({self._tracker.trouble}); send them with: {self.run_folder.sync_command}"
+            )
         uri = self._uri
         self.console.print("\n[bold]Look further[/]")
         server = uri.startswith("http")

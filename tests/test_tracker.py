@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,10 @@ from cifartune.config import Recipe, SearchSpace
 from cifartune.errors import UserError
 from cifartune.evaluate import export_ensemble, load_ensemble
 from cifartune.runs import RunFolder
-from cifartune.tracking import MlflowTracker, check_server, default_uri
+from cifartune.tracking import MlflowTracker, check_server, default_uri, send_rest
+from cifartune.tracking import tracker as tracker_module
+from cifartune.tracking.outbox import Event
+from cifartune.tracking.store import MlflowStore
 from cifartune.training import SplitImages, Trainer
 from cifartune.training.classifier import save_classifier
 from cifartune.tuning.study import TrialStudy, sqlite_url
@@ -154,6 +158,113 @@ def test_a_write_that_fails_is_told_and_raises_nothing(run: RunFolder, study: Tr
     assert logged(run)["trial-0"].info.status == "FINISHED"
 
 
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracker_module, "PAUSES", (0.01, 0.05))
+    monkeypatch.setattr(tracker_module, "CLOSE_SECONDS", 0.3)
+
+
+class Outage:
+    """A store that does not answer for a while, and then may not say what it did."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, is_late: bool = False) -> None:
+        self.lasts = False
+        self._is_late = is_late
+        self._send = MlflowStore.send
+        monkeypatch.setattr(MlflowStore, "send", lambda store, event: self(store, event))
+
+    def __call__(self, store: MlflowStore, event: Event) -> None:
+        if not self.lasts:
+            self._send(store, event)
+            return
+        if self._is_late:
+            self._send(store, event)
+        store._client = None
+        raise ConnectionError("nobody is there")
+
+
+@pytest.mark.parametrize("is_late", [False, True])
+def test_what_cannot_be_sent_is_sent_later_and_once(
+    run: RunFolder,
+    study: TrialStudy,
+    impatient: None,
+    monkeypatch: pytest.MonkeyPatch,
+    is_late: bool,
+) -> None:
+    outage = Outage(monkeypatch, is_late=is_late)
+    tracker = tracker_of(run)
+    tracker.check()
+    outage.lasts = True
+    start = time.monotonic()
+    for end in ("complete", "prune"):
+        do_trial(tracker, study, end)
+    assert time.monotonic() - start < 1  # nobody waits
+    while not tracker.trouble:
+        time.sleep(0.01)
+    assert tracker.unsent
+    outage.lasts = False
+    tracker.close()
+    assert (tracker.unsent, tracker.failures, tracker.trouble) == (0, [], "")
+    check_both_trials(run)
+
+
+def check_both_trials(run: RunFolder) -> None:
+    found = logged(run)
+    states = {name: one.info.status for name, one in found.items()}
+    assert states == {"toy": "FINISHED", "trial-0": "FINISHED", "trial-1": "KILLED"}
+    client = mlflow.MlflowClient(default_uri(run.path.parent))
+    for name in ("trial-0", "trial-1"):
+        history = client.get_metric_history(found[name].info.run_id, "val_accuracy")
+        assert [point.step for point in history] == [1]
+        assert found[name].data.params
+
+
+def test_a_search_ends_without_its_store(
+    run: RunFolder, study: TrialStudy, impatient: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outage = Outage(monkeypatch)
+    tracker = tracker_of(run)
+    tracker.check()
+    outage.lasts = True
+    for end in ("complete", "prune"):
+        do_trial(tracker, study, end)
+    tracker.close()
+    assert tracker.unsent and "nobody is there" in tracker.trouble
+    with pytest.raises(UserError, match=f"{tracker.unsent} events of toy are left to send: nobody"):
+        send_rest(tracker.uri, run)
+    outage.lasts = False
+    assert send_rest(tracker.uri, run) == tracker.unsent
+    check_both_trials(run)
+    assert send_rest(tracker.uri, run) == 0
+
+
+def test_what_a_dead_driver_could_not_tell_is_told(run: RunFolder, study: TrialStudy) -> None:
+    tracker = tracker_of(run)
+    proposals = [study.propose() for _ in range(4)]
+    for proposal in proposals[:3]:
+        tracker.trial_started(proposal.number, proposal.recipe)
+    for number in range(3):
+        study.record(number, 1, 0.25, {**METRICS, "val_accuracy": 0.25})
+    tracker.epoch_ended(0, 1, METRICS)
+    study.complete(0)
+    study.prune(1)
+    tracker._stop()  # and so it died: no run is ended, two epochs are not logged
+
+    again = tracker_of(run)
+    again.catch_up(study)
+    again.epoch_ended(2, 1, METRICS)  # trained again
+    again._stop()
+    found = logged(run)
+    states = {name: one.info.status for name, one in found.items()}
+    expected = {"trial-0": "FINISHED", "trial-1": "KILLED", "trial-2": "RUNNING"}
+    assert states == {"toy": "RUNNING", **expected}
+    client = mlflow.MlflowClient(default_uri(run.path.parent))
+    for number, values in enumerate(([0.5], [0.25], [0.25])):
+        run_id = found[f"trial-{number}"].info.run_id
+        history = client.get_metric_history(run_id, "val_accuracy")
+        assert [point.value for point in history] == values
+
+
 def test_a_store_that_cannot_be_opened(run: RunFolder) -> None:
     (run.path / "file").write_text("in the way")
     tracker = MlflowTracker(f"sqlite:///{run.path}/file/mlflow.db", run, {})
@@ -170,6 +281,7 @@ def test_a_uri_that_cannot_be_used(uri: str) -> None:
 
 OPEN = """
 import sys
+import time
 from pathlib import Path
 from cifartune.runs import RunFolder
 from cifartune.tracking import MlflowTracker, default_uri

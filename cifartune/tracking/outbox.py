@@ -1,0 +1,86 @@
+"""What is on its way to MLflow: a file that only grows, and how much of it has arrived."""
+
+import json
+import threading
+import weakref
+from collections import deque
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+Event = dict[str, Any]
+
+
+class Outbox:
+    """Events in the order in which they happened, kept in a file until they are sent.
+
+    One process at a time writes it. An event that is put is in the file when `put` returns, so that
+    the end of the process does not lose it. What the process was writing when it died is cut off.
+
+    Args:
+        path: The file, a JSON object a line. Beside it lies how far it was sent.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._mark = path.with_suffix(".sent")
+        self._changed = threading.Condition()
+        self._closed = False
+        self._file = path.open("ab+")
+        weakref.finalize(self, self._file.close)
+        sent = 0
+        with suppress(OSError, ValueError):
+            sent = int(self._mark.read_text())
+        self._history = list[Event]()
+        self._pending = deque[tuple[Event, int]]()
+        whole = 0
+        self._file.seek(0)
+        for line in self._file:
+            if not line.endswith(b"\n"):
+                self._file.truncate(whole)
+                break
+            whole += len(line)
+            event = json.loads(line)
+            self._history.append(event)
+            if whole > sent:
+                self._pending.append((event, whole))
+        self._end = whole
+
+    def history(self) -> Iterator[Event]:
+        """All events of earlier processes, once."""
+        while self._history:
+            yield from self._history
+            self._history.clear()
+
+    def __len__(self) -> int:
+        """How many events have not been sent."""
+        return len(self._pending)
+
+    def put(self, event: Event) -> None:
+        """Adds an event: JSON values by name."""
+        line = json.dumps(event).encode() + b"\n"
+        with self._changed:
+            self._file.write(line)
+            self._file.flush()
+            self._end += len(line)
+            self._pending.append((event, self._end))
+            self._changed.notify_all()
+
+    def first(self) -> Event | None:
+        """The first event that was not sent; waits for one. None: closed, and all are sent."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._pending or self._closed)
+            return self._pending[0][0] if self._pending else None
+
+    def sent(self) -> None:
+        """The first event has arrived."""
+        with self._changed:
+            _, end = self._pending.popleft()
+            self._mark.write_text(str(end))
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """No event will be put any more."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()

@@ -1,0 +1,169 @@
+"""MLflow's side: makes events into runs, metrics, tags and files of a tracking store."""
+
+import os
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from cifartune.runs import RunFolder
+from cifartune.tracking.outbox import Event
+
+EXPERIMENT = "cifartune"
+
+# No telemetry, no minutes of retries before an error is told, nothing over our own table.
+ENVIRONMENT = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "MLFLOW_CONFIGURE_LOGGING": "false",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+}
+
+REFUSALS = {
+    "INVALID_PARAMETER_VALUE",
+    "INVALID_STATE",
+    "PERMISSION_DENIED",
+    "RESOURCE_ALREADY_EXISTS",
+    "RESOURCE_DOES_NOT_EXIST",
+}
+"""MLflow's names of errors that another try would not mend."""
+
+
+class MlflowStore:
+    """Writes events to a tracking store. An event that is written twice is there once.
+
+    Args:
+        uri: The store. A SQLite file is made here, by one process at a time.
+        run: The search's folder. Its runs are found again by its id.
+    """
+
+    def __init__(self, uri: str, run: RunFolder) -> None:
+        for name, value in ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        self.uri = uri
+        self.ids: dict[str, str] = {}
+        """MLflow's ids of the search's runs, by our keys."""
+        self._run = run
+        self._client: Any = None
+
+    def open(self) -> None:
+        """Connects to the store, and finds the search's runs."""
+        from mlflow import MlflowClient
+
+        # Two processes that make the same new SQLite store at once would destroy it.
+        with FileLock(self._lock()):
+            client = MlflowClient(self.uri)
+            experiment = client.get_experiment_by_name(EXPERIMENT)
+            if experiment:
+                self._experiment = experiment.experiment_id
+            else:
+                artifacts = self._run.path.parent / "mlflow-artifacts"
+                local = artifacts.as_uri() if self.uri.startswith("sqlite") else None
+                self._experiment = client.create_experiment(EXPERIMENT, local)
+        mine, token = f"tags.`cifartune.search` = '{self._run.id}'", None
+        while token != "":
+            page = client.search_runs([self._experiment], mine, page_token=token)
+            self.ids |= {run.data.tags["cifartune.key"]: run.info.run_id for run in page}
+            token = page.token or ""
+        self._client = client
+
+    def send(self, event: Event) -> None:
+        """Writes an event, and connects first where that was not done, or the last try failed.
+
+        Raises:
+            Exception: Whatever MLflow raises; see `is_refused`.
+        """
+        try:
+            if self._client is None:
+                self.open()
+            arguments = dict(event)
+            getattr(self, f"_{arguments.pop('do')}")(**arguments)
+        except Exception as error:
+            if not is_refused(error):
+                self._client = None  # what came of it is not known: look again
+            raise
+
+    def _start(
+        self, time: int, key: str, parent: str | None, tags: dict[str, str], params: dict[str, str]
+    ) -> None:
+        """A run begins, or goes on."""
+        from mlflow.entities import Param
+
+        if key in self.ids:
+            self._client.update_run(self.ids[key], status="RUNNING")
+        else:
+            name = self._run.name if parent is None else key
+            all_tags = {f"cifartune.{tag}": value for tag, value in tags.items()}
+            all_tags |= {"cifartune.search": self._run.id, "cifartune.key": key}
+            if parent:
+                all_tags["mlflow.parentRunId"] = self.ids[parent]
+            run = self._client.create_run(self._experiment, time, all_tags, name)
+            self.ids[key] = run.info.run_id
+        if params:
+            values = [Param(*pair) for pair in params.items()]
+            self._client.log_batch(self.ids[key], params=values)
+
+    def _log(self, time: int, key: str, metrics: dict[str, float], step: int) -> None:
+        from mlflow.entities import Metric
+
+        batch = [Metric(name, value, time, step) for name, value in metrics.items()]
+        self._client.log_batch(self.ids[key], metrics=batch)
+
+    def _tag(self, time: int, key: str, tags: dict[str, str]) -> None:
+        from mlflow.entities import RunTag
+
+        values = [RunTag(f"cifartune.{name}", value) for name, value in tags.items()]
+        self._client.log_batch(self.ids[key], tags=values)
+
+    def _end(self, time: int, key: str, status: str) -> None:
+        self._client.set_terminated(self.ids[key], status, time)
+
+    def _file(self, time: int, key: str, path: str) -> None:
+        self._client.log_artifact(self.ids[key], path)
+
+    def _delete(self, time: int, key: str) -> None:
+        if key in self.ids:
+            self._client.delete_run(self.ids[key])
+
+    def _model(self, time: int, key: str, program: str) -> None:
+        """Logs the exported ensemble as a model that needs PyTorch alone."""
+        import mlflow
+        import numpy as np
+        from mlflow.entities import LoggedModelStatus
+        from mlflow.models import ModelSignature
+        from mlflow.types import Schema, TensorSpec
+
+        outputs = self._client.get_run(self.ids[key]).outputs
+        for output in outputs.model_outputs if outputs else ():
+            if self._client.get_logged_model(output.model_id).status == LoggedModelStatus.READY:
+                return
+        mlflow.set_tracking_uri(self.uri)
+        signature = ModelSignature(
+            inputs=Schema([TensorSpec(np.dtype("uint8"), (-1, 32, 32, 3))]),
+            outputs=Schema([TensorSpec(np.dtype("float32"), (-1, 10))]),
+        )
+        with mlflow.start_run(run_id=self.ids[key]):
+            mlflow.pyfunc.log_model(
+                name="model",
+                python_model=str(Path(__file__).with_name("pyfunc_model.py")),
+                artifacts={"program": program},
+                signature=signature,
+                input_example=np.zeros((1, 32, 32, 3), np.uint8),
+                pip_requirements=[f"{name}=={version(name)}" for name in ("mlflow", "torch")],
+            )
+
+    def _lock(self) -> Path:
+        """Lies beside a SQLite store, for all searches that share it."""
+        if not self.uri.startswith("sqlite:///"):
+            return self._run.path / ".mlflow.lock"
+        store = Path(self.uri.removeprefix("sqlite:///"))
+        store.parent.mkdir(parents=True, exist_ok=True)
+        return store.with_name(f".{store.name}.lock")
+
+
+def is_refused(error: Exception) -> bool:
+    """Whether MLflow will never take an event: its run was deleted, say, or a file is gone."""
+    known = isinstance(error, KeyError | FileNotFoundError)
+    return known or getattr(error, "error_code", "") in REFUSALS
