@@ -1,6 +1,5 @@
 """The command line: it parses, calls one function, and prints."""
 
-import re
 import shutil
 import sys
 import time
@@ -8,6 +7,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from cifartune.cli.machine import cluster_app, data_app
+from cifartune.cli.options import (
+    LOCAL,
+    AddressOption,
+    DataDirOption,
+    RunsOption,
+    SetOption,
+    SpaceArgument,
+    UriOption,
+)
 
 if TYPE_CHECKING:
     from cifartune.config import SearchSpace
@@ -21,51 +31,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-data_app = typer.Typer(help="The CIFAR-10 images.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
-cluster_app = typer.Typer(help="Several machines.", no_args_is_help=True)
 app.add_typer(cluster_app, name="cluster")
-
-
-def _a_folder(runs: Path) -> Path:
-    """Refuses an address: a study is an SQLite database, which only a disk can hold."""
-    from cifartune.errors import UserError
-
-    if re.match(r"\w+:/", str(runs)):
-        raise UserError(
-            f"--runs {runs}: runs are kept in a folder, not at an address; for several machines, "
-            "take one on a disk that all of them share"
-        )
-    return runs
-
-
-RunsOption = Annotated[
-    Path, typer.Option("--runs", help="The folder of all runs.", callback=_a_folder)
-]
-UriOption = Annotated[
-    str | None,
-    typer.Option(help="MLflow store. Default: MLFLOW_TRACKING_URI, else <runs>/mlflow.db."),
-]
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set", metavar="KEY=VALUE", help="Change a key of the file; may be given repeatedly."
-    ),
-]
-SpaceArgument = Annotated[Path, typer.Argument(metavar="FILE", help="A search-space file.")]
-DataDirOption = Annotated[
-    Path | None, typer.Option(help="A folder with the official CIFAR-10 files.")
-]
-AddressOption = Annotated[
-    str,
-    typer.Option(
-        envvar="RAY_ADDRESS",
-        help="The Ray cluster to run on: host:port, or auto for one that runs here. Default: one "
-        "of its own.",
-        show_default=False,
-    ),
-]
-LOCAL = "local"
 
 
 @app.command()
@@ -268,64 +235,6 @@ def describe(
     if not key:
         sections = "search, scheduler, refit, data, parameters, ..."
         console.print(f"\nThe file's other keys: cifartune describe SECTION ({sections})")
-
-
-@data_app.command()
-def fetch(data_dir: DataDirOption = None) -> None:
-    """Fetch and verify CIFAR-10; instant when it is there already."""
-    from cifartune.report.download import fetched
-
-    typer.echo(fetched(data_dir))
-
-
-@data_app.command()
-def verify() -> None:
-    """Check every image against the published hashes."""
-    from cifartune.data import verify
-
-    verify()
-    typer.echo("All 60,000 images are as published.")
-
-
-@data_app.command()
-def info() -> None:
-    """Show where the images are and where they came from."""
-    from cifartune.data import CLASSES
-    from cifartune.data import info as data_info
-
-    found = data_info()
-    typer.echo(
-        f"folder   {found.path}\n"
-        f"images   {found.train_images:,} for training, {found.test_images:,} for the test\n"
-        f"size     {found.bytes / 1e6:,.0f} MB\n"
-        f"source   {found.source}, {found.fetched:%Y-%m-%d}\n"
-        "classes  "
-        + ", ".join(f"{c} {n:,}" for c, n in zip(CLASSES, found.class_counts, strict=True))
-    )
-
-
-@cluster_app.command()
-def check(
-    address: AddressOption = LOCAL,
-    runs: RunsOption = Path("runs"),
-    data_dir: DataDirOption = None,
-) -> None:
-    """Say of each machine of a Ray cluster whether it can take part; fetch its images."""
-    from rich.console import Console
-
-    from cifartune.report.download import prepared
-
-    root = prepared(data_dir)
-
-    from cifartune.report.machine import machines_table
-    from cifartune.tuning.cluster import cluster
-
-    with cluster(address):
-        from cifartune.tuning.machines import require_all, survey
-
-        machines = survey(runs.resolve(), root)
-    Console().print(machines_table(machines))
-    require_all(machines)
 
 
 def main() -> None:
