@@ -1,12 +1,17 @@
 """A run's folder: everything that a search leaves behind, each thing in its place."""
 
+import datetime
 import json
 import re
 import sqlite3
 import uuid
-from contextlib import closing
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
+
+from filelock import FileLock, Timeout
 
 from cifartune.config import SearchSpace
 from cifartune.config.load import dump_space
@@ -127,6 +132,33 @@ class RunFolder:
                 return bool(db.execute("SELECT 1 FROM trials LIMIT 1").fetchone())
         except sqlite3.OperationalError:
             return False
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Holds the search, so that no other process works on it; the end of the process lets go.
+
+        Raises:
+            UserError: Another process holds it.
+        """
+        try:
+            with FileLock(self.lock, timeout=0):
+                yield
+        except Timeout:
+            raise UserError(f"{self.path}: another process is running this search") from None
+
+    def change(self, space: SearchSpace, changes: Mapping[str, tuple[Any, Any]]) -> None:
+        """Makes the search go on as `space`, and keeps what was changed from what to what."""
+        told = [*self.changes, {"date": f"{datetime.date.today()}", "changes": dict(changes)}]
+        self.result.unlink(missing_ok=True)  # first: without it, the search is not finished
+        self.plan.unlink(missing_ok=True)
+        write_atomically(self.path / "changes.json", json.dumps(told, indent=2) + "\n")
+        write_atomically(self.space_file, dump_space(space))
+
+    @property
+    def changes(self) -> list[dict[str, Any]]:
+        """What was changed since the search began: dates, and values before and after by key."""
+        path = self.path / "changes.json"
+        return list(json.loads(path.read_text())) if path.exists() else []
 
     @property
     def resume_command(self) -> str:

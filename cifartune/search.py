@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock, Timeout
 from rich.console import Console
 
 from cifartune.clock import Clock
@@ -88,13 +87,10 @@ class Search:
                 succeeded, or a fold failed.
         """
         run = self.run_folder
-        try:
-            with FileLock(run.lock, timeout=0):
-                load_ray(self._address)
-                with log_to(run.log):
-                    return self._run()
-        except Timeout:
-            raise UserError(f"{run.path}: another process is running this search") from None
+        with run.locked():
+            load_ray(self._address)
+            with log_to(run.log):
+                return self._run()
 
     def _run(self) -> dict[str, Any]:
         run = self.run_folder
@@ -255,7 +251,7 @@ class Search:
             models = {"folds": winner.weights}
             if winner.snapshots:
                 models["snapshots"] = winner.snapshots.weights
-            accuracies = self._evaluate_once(models)
+            accuracies = self._evaluate_once(winner.number, models)
             export_ensemble(load_ensemble(winner.weights), run.program)
         test = accuracies["folds"]
         result = outcome(
@@ -279,16 +275,20 @@ class Search:
         self._tracker.search_ended(headline, [f for f in files if f.exists()], run.program)
         return result
 
-    def _evaluate_once(self, models: Mapping[str, Sequence[Path]]) -> dict[str, Accuracy]:
+    def _evaluate_once(
+        self, number: int, models: Mapping[str, Sequence[Path]]
+    ) -> dict[str, Accuracy]:
         """The accuracy on the test set, or on its stand-in, of ensembles of the files in `models`.
 
-        A second time, what was found.
+        They are those of trial `number`. A second time, what was found for it.
         """
         from cifartune.data.test_set import load_test
         from cifartune.evaluate import evaluate, load_ensemble, stand_in
 
         path = self.run_folder.evaluation
-        if not path.exists():
+        looks = json.loads(path.read_text()) if path.exists() else []
+        known = [look["accuracies"] for look in looks if look["trial"] == number]
+        if not known:
             if self.space.stand_in:
                 images = stand_in(self._train, self._splits.stand_in)
             else:
@@ -297,8 +297,9 @@ class Search:
                 name: evaluate(load_ensemble(weights), images).as_dict()
                 for name, weights in models.items()
             }
-            write_atomically(path, json.dumps(found))
-        return {name: Accuracy(**value) for name, value in json.loads(path.read_text()).items()}
+            known = [found]
+            write_atomically(path, json.dumps([*looks, {"trial": number, "accuracies": found}]))
+        return {name: Accuracy(**value) for name, value in known[0].items()}
 
     def _summarize(self, result: dict[str, Any]) -> None:
         from cifartune.report.summary import print_summary

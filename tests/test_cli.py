@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -266,6 +267,45 @@ def recorded(folder: Path) -> list[tuple[int, str, list[tuple[int, float]]]]:
             )
             for trial, number, state in trials.fetchall()
         ]
+
+
+def test_a_finished_search_is_extended(smoke_run: Path, tmp_path: Path, data_root: Path) -> None:
+    """A copy of it, which has its own tracking store."""
+    shutil.copytree(smoke_run.parent, tmp_path / "runs")
+    run = tmp_path / "runs" / smoke_run.name
+    identity = json.loads((run / "run.json").read_text())
+    identity["tracking_uri"] = f"sqlite:///{tmp_path}/runs/mlflow.db"
+    (run / "run.json").write_text(json.dumps(identity))
+    files = {path: path.read_bytes() for path in run.glob("*.*")}
+    before = pd.read_csv(run / "trials.csv")
+
+    def extend(*options: str) -> "subprocess.CompletedProcess[str]":
+        return cifartune("resume", run.name, *options, cwd=tmp_path, CIFARTUNE_DATA=str(data_root))
+
+    refused(extend(), "is finished: .* give it more to do with --num-trials, of which it had 2")
+    refused(extend("--num-trials", "1"), "it had 2 trials; --num-trials must be more")
+    refused(extend("--set", "data.validation=50"), r"data.validation: cannot be changed")
+    refused(extend("--set", "parameters.optimizer.lr.max=0.5"), "may only be made wider")
+    assert all(path.read_bytes() == content for path, content in files.items())
+
+    result = extend("--num-trials", "3", "--set", "parameters.optimizer.lr.max=8")
+    assert result.returncode == 0, result.stderr
+    after = pd.read_csv(run / "trials.csv")
+    pd.testing.assert_frame_equal(after[before.columns].head(2), before)
+    assert list(after["trial"]) == [0, 1, 2]
+    told = json.loads((run / "result.json").read_text())
+    assert told["trials"]["total"] == 3
+    [change] = told["changes"]
+    assert change["changes"]["search.num_trials"] == [2, 3]
+    assert change["changes"]["parameters.optimizer.lr.max"][1] == 8
+    # A winner of before is not evaluated again.
+    looks = json.loads((run / "evaluation.json").read_text())
+    assert len({look["trial"] for look in looks}) == len(looks) <= 2
+    with sqlite3.connect(tmp_path / "runs" / "mlflow.db") as store:
+        runs = store.execute(
+            "SELECT status FROM runs WHERE lifecycle_stage = 'active' AND name LIKE 'trial-%'"
+        ).fetchall()
+    assert len(runs) == 3 and set(runs) <= {("FINISHED",), ("KILLED",)}
 
 
 def test_validate_tells_every_error_of_every_file_at_once(tmp_path: Path) -> None:

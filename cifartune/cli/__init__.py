@@ -73,22 +73,51 @@ def search(
 @app.command()
 def resume(
     name: Annotated[str, typer.Argument(help="The run's name.")],
+    num_trials: Annotated[
+        int | None, typer.Option(help="Trials in all: more than before, to extend the search.")
+    ] = None,
+    time_budget: Annotated[
+        str | None, typer.Option(help="The time for all trials, such as 2h; none: no limit.")
+    ] = None,
+    overrides: SetOption = None,
     runs: RunsOption = Path("runs"),
     data_dir: DataDirOption = None,
     address: AddressOption = LOCAL,
 ) -> None:
-    """Go on with an interrupted search where it stopped."""
+    """Go on with an interrupted search where it stopped, or extend a finished one.
+
+    Ranges can be made wider: --set parameters.optimizer.lr.max=3.
+    """
     from cifartune.config import load_space
+    from cifartune.config.extension import check_extension
     from cifartune.errors import UserError
     from cifartune.report.download import prepared
     from cifartune.runs import RunFolder
 
     run = RunFolder.open(runs, name)
-    if run.result.exists():
-        raise UserError(f"{name} is finished: {run.result} holds its outcome")
-    space = load_space(run.space_file)
+    wanted = list(overrides or ())
+    if num_trials is not None:
+        wanted.append(f"search.num_trials={num_trials}")
+    if time_budget is not None:
+        wanted.append(f"search.time_budget={'null' if time_budget == 'none' else time_budget}")
+    before, space = load_space(run.space_file), load_space(run.space_file, wanted)
+    changes = check_extension(before, space)
+    trials = before.search.num_trials
+    if run.result.exists() and space.search.num_trials < trials:
+        raise UserError(
+            f"{name} is finished, and it had {trials} trials; --num-trials must be more"
+        )
+    if run.result.exists() and not changes:
+        raise UserError(
+            f"{name} is finished: {run.result} holds its outcome; give it more to do with "
+            f"--num-trials, of which it had {trials}, or --time-budget"
+        )
     _checked_uri(run.tracking_uri, runs)
-    _run(space, run, prepared(data_dir), address)
+    root = prepared(data_dir)
+    if changes:
+        with run.locked():
+            run.change(space, changes)
+    _run(space, run, root, address)
 
 
 @app.command()
@@ -97,19 +126,13 @@ def sync(
     runs: RunsOption = Path("runs"),
 ) -> None:
     """Send to MLflow what it could not be sent during a search."""
-    from filelock import FileLock, Timeout
-
-    from cifartune.errors import UserError
     from cifartune.runs import RunFolder
     from cifartune.tracking import send_rest
 
     run = RunFolder.open(runs, name)
     _checked_uri(run.tracking_uri, runs)
-    try:
-        with FileLock(run.lock, timeout=0):
-            count = send_rest(run.tracking_uri, run)
-    except Timeout:
-        raise UserError(f"{name}: a process runs this search, and sends by itself") from None
+    with run.locked():
+        count = send_rest(run.tracking_uri, run)
     typer.echo(f"{count} events sent to {run.tracking_uri}")
 
 

@@ -44,6 +44,7 @@ def outcome(
     states = [trial.state for trial in trained]
     return {
         "name": run.name,
+        "changes": run.changes,
         "objective": space.target.model_dump(),
         "objectives": [target.model_dump() for target in space.targets],
         "winner": winner.recipe.model_dump(),

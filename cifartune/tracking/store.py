@@ -1,6 +1,7 @@
 """MLflow's side: makes events into runs, metrics, tags and files of a tracking store."""
 
 import os
+from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -135,9 +136,11 @@ class MlflowStore:
         from mlflow.models import ModelSignature
         from mlflow.types import Schema, TensorSpec
 
+        digest = sha256(Path(program).read_bytes()).hexdigest()
         outputs = self._client.get_run(self.ids[key]).outputs
         for output in outputs.model_outputs if outputs else ():
-            if self._client.get_logged_model(output.model_id).status == LoggedModelStatus.READY:
+            model = self._client.get_logged_model(output.model_id)
+            if model.status == LoggedModelStatus.READY and model.tags.get("sha256") == digest:
                 return
         mlflow.set_tracking_uri(self.uri)
         signature = ModelSignature(
@@ -151,6 +154,7 @@ class MlflowStore:
                 artifacts={"program": program},
                 signature=signature,
                 input_example=np.zeros((1, 32, 32, 3), np.uint8),
+                tags={"sha256": digest},
                 pip_requirements=[f"{name}=={version(name)}" for name in ("mlflow", "torch")],
             )
 

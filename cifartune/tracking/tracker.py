@@ -82,6 +82,7 @@ class MlflowTracker(Observer):
         """Why nothing can be sent at present; empty where it can."""
         self._open: set[str] = set()
         self._steps: dict[str, int] = {}
+        self._ends: dict[str, dict[str, float]] = {}  # what a run's end was told to be
         self._outbox = Outbox(run.tracking)
         for event in self._outbox.history():
             self._note(event)
@@ -199,9 +200,10 @@ class MlflowTracker(Observer):
         self._put("start", key, parent=parent, tags=_texts(tags), params=_texts(parameters))
 
     def _log(self, key: str, metrics: dict[str, float], step: int = 0) -> None:
-        """Metrics of a step, once: an epoch that is trained again brings the same."""
+        """Metrics of an epoch or of the end, once: what is done again brings the same."""
         known = {name: value for name, value in metrics.items() if value is not None}
-        if known and not 0 < step <= self._steps.get(key, 0):
+        is_told = 0 < step <= self._steps.get(key, 0) or known == self._ends.get(key)
+        if known and not is_told:
             self._put("log", key, metrics=known, step=step)
 
     def _put(self, do: str, key: str, **about: Any) -> None:
@@ -217,6 +219,8 @@ class MlflowTracker(Observer):
             self._steps.setdefault(key, 0)
         elif do == "log":
             self._steps[key] = max(self._steps.get(key, 0), event["step"])
+            if not event["step"]:
+                self._ends[key] = event["metrics"]
         elif do in ("end", "delete"):
             self._open.discard(key)
 

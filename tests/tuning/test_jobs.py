@@ -120,6 +120,17 @@ def test_a_stopped_job_says_nothing_more(job: Job) -> None:
     assert state is not None and state["history"][-1]["epoch"] == 1
 
 
+def test_a_damaged_checkpoint_costs_an_epoch_and_nothing_else(job: Job) -> None:
+    unbroken = replace(job, folder=job.folder / "unbroken")
+    whole, first, second = Listener(unbroken), Listener(job, leave_after=2), Listener(job)
+    run_job(unbroken, whole)
+    run_job(job, first)
+    (job.folder / "epoch-2.checkpoint").write_bytes(b"the disk was here")
+    run_job(job, second)
+    assert [result.epoch for result in second.results] == [2, 3]
+    assert [*first.learned[:1], *second.learned] == whole.learned
+
+
 @pytest.mark.parametrize(
     ("end", "epoch"),
     [

@@ -20,9 +20,11 @@ FAILURE = Failed("non_finite_loss", "the loss was not finite")
 class Simulation:
     """One process of a search: feeds stored curves to study and scheduler, in Tune's order."""
 
-    def __init__(self, space: SearchSpace, url: str = "sqlite://") -> None:
+    def __init__(
+        self, space: SearchSpace, url: str = "sqlite://", went_on: float = math.inf
+    ) -> None:
         self.study = TrialStudy(space, url=url, name="toy")
-        self.scheduler: Any = make_scheduler(self.study)
+        self.scheduler: Any = make_scheduler(self.study, went_on=lambda number: went_on)
         assert self.scheduler.set_search_properties(None, None)  # as Tune does
         self.metric = f"metrics/{space.target.metric}"
         self.epochs = space.base.epochs
@@ -280,6 +282,20 @@ def test_a_trial_that_repeats_an_epoch_counts_once(tmp_path: Path, space: Search
     # The line is at 0.4333; it would be at 0.5 if each value stood there twice.
     assert resumed.run([0.43, 0.9]) == 1
     assert resumed.run([0.46, 0.9]) == 2
+
+
+@pytest.mark.parametrize(("went_on", "goes_on"), [(0, False), (1, True)])
+def test_what_was_not_decided_on_is_decided_later(
+    tmp_path: Path, space: SearchSpace, went_on: int, goes_on: bool
+) -> None:
+    """The process died after it had recorded a bad value, and before it stopped the trial."""
+    url = sqlite_url(tmp_path / "study.db")
+    search = Simulation(space, url)
+    for value in (0.3, 0.9, 0.9):
+        search.run([value] * 9)
+    search.study.record(search.start(), 1, 0.2)
+    resumed = Simulation(space, url, went_on)
+    assert resumed.epoch(3, 1, 0.2) == goes_on
 
 
 @pytest.mark.parametrize("reopened", [False, True])
