@@ -285,10 +285,11 @@ def test_a_finished_search_is_extended(smoke_run: Path, tmp_path: Path, data_roo
     refused(extend(), "is finished: .* give it more to do with --num-trials, of which it had 2")
     refused(extend("--num-trials", "1"), "it had 2 trials; --num-trials must be more")
     refused(extend("--set", "data.validation=50"), r"data.validation: cannot be changed")
-    refused(extend("--set", "parameters.optimizer.lr.max=0.5"), "may only be made wider")
+    refused(extend("--set", "parameters.optimizer.lr.max=0.2"), "may only be made wider")
+    refused(extend("--set", "parameters.optimizer.lr.max=1"), "is finished: .* more to do")
     assert all(path.read_bytes() == content for path, content in files.items())
 
-    result = extend("--num-trials", "3", "--set", "parameters.optimizer.lr.max=8")
+    result = extend("--num-trials", "3", "--set", "parameters.optimizer.lr.max=1")
     assert result.returncode == 0, result.stderr
     after = pd.read_csv(run / "trials.csv")
     pd.testing.assert_frame_equal(after[before.columns].head(2), before)
@@ -297,7 +298,7 @@ def test_a_finished_search_is_extended(smoke_run: Path, tmp_path: Path, data_roo
     assert told["trials"]["total"] == 3
     [change] = told["changes"]
     assert change["changes"]["search.num_trials"] == [2, 3]
-    assert change["changes"]["parameters.optimizer.lr.max"][1] == 8
+    assert change["changes"]["parameters.optimizer.lr.max"] == [0.3, 1.0]
     # A winner of before is not evaluated again.
     looks = json.loads((run / "evaluation.json").read_text())
     assert len({look["trial"] for look in looks}) == len(looks) <= 2

@@ -89,7 +89,7 @@ def resume(
     Ranges can be made wider: --set parameters.optimizer.lr.max=3.
     """
     from cifartune.config import load_space
-    from cifartune.config.extension import check_extension
+    from cifartune.config.extension import MORE_WORK, check_extension
     from cifartune.errors import UserError
     from cifartune.report.download import prepared
     from cifartune.runs import RunFolder
@@ -107,7 +107,7 @@ def resume(
         raise UserError(
             f"{name} is finished, and it had {trials} trials; --num-trials must be more"
         )
-    if run.result.exists() and not changes:
+    if run.result.exists() and not changes.keys() & MORE_WORK:
         raise UserError(
             f"{name} is finished: {run.result} holds its outcome; give it more to do with "
             f"--num-trials, of which it had {trials}, or --time-budget"

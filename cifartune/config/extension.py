@@ -16,6 +16,9 @@ FREE = {
 }
 """Keys that may be anything."""
 
+MORE_WORK = {"search.num_trials", "search.time_budget", "refit.top_k"}
+"""Those by which a finished search gets more to do."""
+
 REASONS = {
     "name": "the run is called so",
     "objective": "its trials were judged by it",
