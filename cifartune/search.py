@@ -15,7 +15,7 @@ from cifartune.clock import Clock
 from cifartune.config import SearchSpace
 from cifartune.data import load_train
 from cifartune.data.splits import Splits, splits_of
-from cifartune.errors import Interrupted, UserError
+from cifartune.errors import Interrupted, UserError, first_line
 from cifartune.files import write_atomically
 from cifartune.interrupt import ctrl_c
 from cifartune.logs import log_to
@@ -25,6 +25,7 @@ from cifartune.runs import RunFolder
 from cifartune.statistics import Accuracy
 from cifartune.tracking import MlflowTracker
 from cifartune.tuning.cluster import OWN, cluster, load_ray
+from cifartune.tuning.disk import DiskFull, is_disk_full
 from cifartune.tuning.study import TrialStudy, attributes, sqlite_url
 from cifartune.tuning.warm_start import load_warm_start
 
@@ -83,14 +84,22 @@ class Search:
 
         Raises:
             Interrupted: Ctrl-C; everything that is finished is kept.
-            UserError: Another process runs it, the tracking store cannot be opened, no trial
-                succeeded, or a fold failed.
+            UserError: Another process runs it, the disk is full, the tracking store cannot be
+                opened, no trial succeeded, or a fold failed.
         """
         run = self.run_folder
         with run.locked():
             load_ray(self._address)
             with log_to(run.log):
-                return self._run()
+                try:
+                    return self._run()
+                except Exception as error:
+                    if not (isinstance(error, DiskFull) or is_disk_full(error)):
+                        raise
+                    raise UserError(
+                        f"the disk is full: {first_line(error)}. All is kept; when there is room, "
+                        f"go on with: {run.resume_command}"
+                    ) from None
 
     def _run(self) -> dict[str, Any]:
         run = self.run_folder

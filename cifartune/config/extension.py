@@ -52,10 +52,8 @@ def check_extension(before: SearchSpace, after: SearchSpace) -> Changes:
     wrong = []
     for key in changes:
         section, _, name = key.partition(".")
-        if section in ("resources",) or key in FREE:
-            continue
-        if section == "parameters":
-            continue  # looked at one by one
+        if section in ("resources", "checkpoints", "parameters") or key in FREE:
+            continue  # parameters are looked at one by one
         reason = REASONS.get(key) or REASONS[section]
         wrong.append(f"{key}: cannot be changed in a search that has begun: {reason}")
     names = [*before.parameters, *(n for n in after.parameters if n not in before.parameters)]

@@ -202,6 +202,32 @@ class ResourceSpec(Section):
     )
 
 
+def _bytes(value: Any) -> Any:
+    if isinstance(value, str):
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kMGT]?B)", value.strip())
+        if match is None:
+            raise ValueError(f"must be a size such as 500MB or 5GB, got {value!r}")
+        return float(match[1]) * 1000 ** ["B", "kB", "MB", "GB", "TB"].index(match[2])
+    return value
+
+
+class CheckpointSpec(Section):
+    """What stays of trials on the disk. Those under way keep what they need to go on."""
+
+    keep: int = Field(
+        3,
+        ge=0,
+        le=1000,
+        description="Complete trials, the best so far, whose weights are kept, as "
+        "trials/<number>/weights.safetensors.",
+    )
+    max_bytes: Annotated[Annotated[float, Field(gt=0)] | None, BeforeValidator(_bytes)] = Field(
+        None,
+        description="Size of these at the most, such as 5GB: fewer are kept then; no limit if left "
+        "out.",
+    )
+
+
 class RefitSpec(Section):
     """The cross-validation of the best recipes on all 50,000 training images."""
 
@@ -253,6 +279,9 @@ class SearchSpace(Section):
     )
     resources: ResourceSpec = Field(
         default_factory=lambda: ResourceSpec(), description="What one trial gets."
+    )
+    checkpoints: CheckpointSpec = Field(
+        default_factory=lambda: CheckpointSpec(), description="What stays of trials on the disk."
     )
     refit: RefitSpec = Field(
         default_factory=lambda: RefitSpec(),

@@ -204,6 +204,7 @@ def make_plan(
         memory=probed.memory_bytes,
         # The folds' weights, and the winner's twice more: exported, and logged.
         disk=(top_k * (1 + snapshots) + 2) * folds * kept
+        + min(space.checkpoints.keep, trials) * kept
         + top_k * space.refit_images * 40
         + slots * KEPT * (max(cost.checkpoint_bytes for cost in probed.costs) + best)
         + trials * TRIAL_BYTES,

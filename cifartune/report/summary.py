@@ -12,10 +12,11 @@ from rich.table import Table
 from cifartune.config import Recipe, SearchSpace
 from cifartune.refit import Candidate
 from cifartune.report.machine import hardware, versions
-from cifartune.report.planned import used_table
+from cifartune.report.planned import size, used_table
 from cifartune.report.tables import Row, short, show, show_time, trials_table
 from cifartune.runs import RunFolder
 from cifartune.statistics import Accuracy
+from cifartune.tuning.disk import freed_bytes
 from cifartune.tuning.study import (
     REFUSED,
     TrialStudy,
@@ -78,6 +79,7 @@ def outcome(
         "seconds": seconds,
         "planned": json.loads(run.plan.read_text()) if run.plan.exists() else None,
         "used": _used(study, candidates, run, seconds),
+        "freed_bytes": freed_bytes(run.trials),
         "hardware": hardware(),
         "versions": versions(),
         "mlflow": mlflow,
@@ -177,6 +179,8 @@ def print_summary(result: dict[str, Any], study: TrialStudy, console: Console) -
     seconds = result["seconds"]
     parts = ", ".join(f"{name} {show_time(s)}" for name, s in seconds.items() if name != "total")
     console.print(f"\n[bold]Time[/] {show_time(seconds['total'])}: {parts}", highlight=False)
+    freed = f"; {size(result['freed_bytes'])} of checkpoints and weights were freed on the way"
+    console.print(f"\n[bold]Disk[/] {size(result['used']['disk'])}{freed}", highlight=False)
     if result["planned"]:
         console.print("\n[bold]Planned and used[/]")
         console.print(used_table(result["planned"], result["used"]))

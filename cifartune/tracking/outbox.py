@@ -1,6 +1,8 @@
 """What is on its way to MLflow: a file that only grows, and how much of it has arrived."""
 
+import errno
 import json
+import os
 import threading
 import weakref
 from collections import deque
@@ -26,7 +28,7 @@ class Outbox:
         self._mark = path.with_suffix(".sent")
         self._changed = threading.Condition()
         self._closed = False
-        self._file = path.open("ab+")
+        self._file = path.open("ab", buffering=0)
         weakref.finalize(self, self._file.close)
         sent = 0
         with suppress(OSError, ValueError):
@@ -34,8 +36,7 @@ class Outbox:
         self._history = list[Event]()
         self._pending = deque[tuple[Event, int]]()
         whole = 0
-        self._file.seek(0)
-        for line in self._file:
+        for line in path.read_bytes().splitlines(keepends=True):
             if not line.endswith(b"\n"):
                 self._file.truncate(whole)
                 break
@@ -57,11 +58,19 @@ class Outbox:
         return len(self._pending)
 
     def put(self, event: Event) -> None:
-        """Adds an event: JSON values by name."""
+        """Adds an event: JSON values by name.
+
+        Raises:
+            OSError: It could not be written, and nothing of it is there.
+        """
         line = json.dumps(event).encode() + b"\n"
         with self._changed:
-            self._file.write(line)
-            self._file.flush()
+            try:
+                if self._file.write(line) != len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            except OSError:
+                self._file.truncate(self._end)
+                raise
             self._end += len(line)
             self._pending.append((event, self._end))
             self._changed.notify_all()

@@ -7,6 +7,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -131,8 +132,9 @@ class MlflowTracker(Observer):
 
     def close(self, status: str = "FINISHED") -> None:
         """Ends what is not ended yet with `status`, and waits until all is sent, or cannot be."""
-        for key in sorted(self._open, key=len, reverse=True):  # the search's own run comes last
-            self._put("end", key, status=status)
+        with suppress(OSError):  # the disk is full, which is why all ends
+            for key in sorted(self._open, key=len, reverse=True):  # the search's own comes last
+                self._put("end", key, status=status)
         self._stop()
 
     def discard(self) -> None:

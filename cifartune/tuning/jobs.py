@@ -132,6 +132,8 @@ def _train(trainer: Trainer, job: Job, report: Report) -> dict[str, Any] | None:
         return None
     if job.fold is not None:
         _save_outputs(trainer, job.folder)
+    elif job.keeps_weights:
+        save_classifier(trainer.classifier, job.folder / WEIGHTS, epochs=trainer.epoch)
     checkpoints.clear()
     kept = trainer.history[trainer.kept_epoch - 1]
     metrics = kept.metrics()

@@ -20,6 +20,7 @@ class Job:
         splits: The npz file of the search's splits.
         fold: The fold of the refit; None for the search's own split. A fold's weights and
             logits are kept.
+        keeps_weights: Whether a trial's are kept, too, when it has come to its end.
     """
 
     id: str
@@ -28,6 +29,7 @@ class Job:
     data_root: Path
     splits: Path
     fold: int | None = None
+    keeps_weights: bool = False
 
 
 @dataclass(frozen=True)
@@ -148,8 +150,8 @@ class Failed:
         kind: Of the recipe: `non_finite_loss`; `out_of_memory`, also in the smallest parts of a
             step; `unfit_network`; `error`, any other exception on its way. Of the machine:
             `worker_killed`, `node_lost`; `timeout`, an epoch that would not end; `files`, which
-            could not be read or written; `no_slots`, none is left. `stopped`: nobody wants the job
-            any more.
+            could not be read or written; `disk_full`; `no_slots`, none is left. `stopped`: nobody
+            wants the job any more.
         message: One line for people.
         epoch: The epoch in which it happened, where that is known.
         crowded: Whether it might have gone well with no other job on its machine.

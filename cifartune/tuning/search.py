@@ -1,6 +1,5 @@
 """The search itself: Ray Tune drives the trials, the study proposes, ASHA stops."""
 
-import shutil
 import threading
 import time
 from collections import Counter
@@ -18,6 +17,7 @@ from ray.util.placement_group import NODE_ID_LABEL_KEY
 from cifartune.errors import UserError, first_line
 from cifartune.events import Observer
 from cifartune.tuning.checkpoints import Checkpoints
+from cifartune.tuning.disk import DiskFull, TrialFolders
 from cifartune.tuning.messages import Failed
 from cifartune.tuning.schedulers import Unpickled, make_scheduler, tune_metric
 from cifartune.tuning.slots import SlotPool, this_machine
@@ -58,12 +58,13 @@ def run_trials(
         seconds: What is left of the time budget; None: no limit.
 
     Raises:
-        UserError: No slot is left, nearly all trials failed, or none can be proposed. What was
-            under way stays RUNNING.
+        UserError: No slot is left, nearly all trials failed, none can be proposed, or the disk is
+            full. What was under way stays RUNNING.
     """
     stop = stop or threading.Event()
     ray.get(pool.board.reopen.remote())
     parameters = {"board": pool.board, "folder": folder, "data_root": data_root, "splits": splits}
+    parameters["keeps_weights"] = study.space.checkpoints.keep > 0
     # On this machine, which may have no core to give, so that no other's end takes a trial with it.
     here = [{NODE_ID_LABEL_KEY: this_machine()}]
     trainable = tune.with_resources(
@@ -71,7 +72,8 @@ def run_trials(
         tune.PlacementGroupFactory([{"memory": 1}], bundle_label_selector=here),
     )
     proposals = _Proposals(study, stop)
-    ledger = _Ledger(study, pool, observers, folder)
+    folders = TrialFolders(folder, study, study.space.checkpoints)
+    ledger = _Ledger(study, pool, observers, folders, stop)
     stopper = _Stopper(pool, ledger, stop, seconds)
     tuner = tune.Tuner(
         trainable,
@@ -93,12 +95,17 @@ def run_trials(
             verbose=0,
         ),
     )
-    tuner.fit()
+    try:
+        tuner.fit()
+    finally:
+        folders.close()
     # A trial that was just starting may have put its job there after all were stopped.
     with suppress(ray.exceptions.RayActorError):
         ray.get(pool.board.stop_all.remote())
     if pool.lost:
         raise UserError(f"no slot is left to train on: {pool.lost}")
+    if ledger.disk_full:
+        raise DiskFull(ledger.disk_full)
     if proposals.error:
         raise proposals.error
     if ledger.hopeless:
@@ -163,17 +170,25 @@ class _Ledger(Unpickled, tune.Callback):
     """Writes each event to the study before Tune acts on it, then tells the observers."""
 
     def __init__(
-        self, study: TrialStudy, pool: SlotPool, observers: Sequence[Observer], folder: Path
+        self,
+        study: TrialStudy,
+        pool: SlotPool,
+        observers: Sequence[Observer],
+        folders: TrialFolders,
+        stop: threading.Event,
     ) -> None:
         self._study = study
         self._pool = pool
         self._observers = observers
-        self._folder = folder
+        self._folders = folders
+        self._stop = stop
         self._metric = study.space.target.metric
         self._ended = 0
         self._failed: list[int] = []
         self.hopeless = ""
         """Why the search is given up; empty while it is not."""
+        self.disk_full = ""
+        """Why it pauses; empty while there is room."""
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         number = trial.config["number"]
@@ -185,7 +200,10 @@ class _Ledger(Unpickled, tune.Callback):
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         number, failure = trial.config["number"], result.get("failure")
-        if isinstance(failure, Failed) and (failure.stopped or self._pool.lost):
+        if isinstance(failure, Failed) and failure.kind == "disk_full":
+            self.disk_full = failure.message
+            self._stop.set()  # what is under way ends with its epoch, and can go on
+        if isinstance(failure, Failed) and self._is_no_end(failure):
             return
         if isinstance(failure, Failed):
             end = self._study.reject if failure.blames_recipe else self._study.fail
@@ -202,7 +220,7 @@ class _Ledger(Unpickled, tune.Callback):
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         number, result = trial.config["number"], trial.last_result
         failure = result.get("failure")
-        if isinstance(failure, Failed) and (failure.stopped or self._pool.lost):
+        if isinstance(failure, Failed) and self._is_no_end(failure):
             return  # by the end of the search: it stays RUNNING, and can go on
         if failure is None:
             if "facts" in result:
@@ -225,15 +243,19 @@ class _Ledger(Unpickled, tune.Callback):
         self.close(number)
 
     def close(self, number: int) -> None:
-        """A trial is over: frees its checkpoint and tells the observers."""
-        shutil.rmtree(self._folder / str(number), ignore_errors=True)
+        """A trial is over: frees what it does not need, and tells the observers."""
         trial = self._study.trials[number]
+        self._folders.trial_ended(trial)
         self._ended += 1
         if "failure" in attributes(trial):
             self._failed.append(number)
             self._look_for_hope()
         for observer in self._observers:
             observer.trial_ended(trial)
+
+    def _is_no_end(self, failure: Failed) -> bool:
+        """Whether a trial can go on another time."""
+        return failure.stopped or failure.kind == "disk_full" or bool(self._pool.lost)
 
     def _look_for_hope(self) -> None:
         if len(self._failed) < max(FEW, NEARLY_ALL * self._ended):

@@ -26,6 +26,7 @@ class Trial(tune.Trainable):
         folder: Path = Path(),
         data_root: Path = Path(),
         splits: Path = Path(),
+        keeps_weights: bool = False,
     ) -> None:
         """Takes the first trial; the keyword arguments are the same for all of them."""
         self._board = board
@@ -33,6 +34,7 @@ class Trial(tune.Trainable):
         self._ahead: Message | None = None
         self._submitted = False
         self._folder, self._data_root, self._splits = folder, data_root, splits
+        self._keeps_weights = keeps_weights
         self._prepare(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -79,6 +81,7 @@ class Trial(tune.Trainable):
             folder=self._folder / str(number),
             data_root=self._data_root,
             splits=self._splits,
+            keeps_weights=self._keeps_weights,
         )
 
     def _submit(self) -> None:

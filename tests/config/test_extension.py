@@ -93,7 +93,9 @@ def test_every_key_of_a_file_is_free_or_has_a_reason() -> None:
         default = getattr(after(), section)
         if section in ("search", "refit"):
             keys = {f"{section}.{key}" for key in type(default).model_fields}
-        assert info and (keys <= FREE | set(REASONS) or section in ("resources", "parameters"))
+        assert info and (
+            keys <= FREE | set(REASONS) or section in ("resources", "checkpoints", "parameters")
+        )
 
 
 def test_a_space_comes_back_from_its_file() -> None:

@@ -65,8 +65,11 @@ def test_times_add_up() -> None:
     assert plan.device == "core"
     assert plan.device_hours == pytest.approx(plan.total * 2 / 3600)
     assert plan.reaching == {1: 10, 4: 10}
-    # 2 x 5 folds and the ensemble twice more, their logits, a checkpoint, and the databases.
-    assert plan.disk == 20 * 2_000_000 + 2 * 50_000 * 40 + 2 * 6_000_000 + 10 * 20_000
+    # 2 x 5 folds and the ensemble twice more, their logits, two checkpoints, the databases, and the
+    # best three trials.
+    assert (
+        plan.disk == 20 * 2_000_000 + 2 * 50_000 * 40 + 2 * 6_000_000 + 10 * 20_000 + 3 * 2_000_000
+    )
 
 
 def test_snapshots_and_the_best_epoch_cost_time_and_disk() -> None:

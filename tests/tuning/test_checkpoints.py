@@ -52,7 +52,8 @@ def test_a_damaged_one_is_named_and_the_one_before_used(
     content = bytearray(path.read_bytes())
     if damage in ("digest", "byte"):
         content[3 if damage == "digest" else -200] ^= 1
-    cut = {"empty": b"", "half": content[: len(content) // 2], "none of its kind": b"{}"}
+    half = bytes(content[: len(content) // 2])
+    cut = {"empty": b"", "half": half, "none of its kind": b"{}"}
     path.write_bytes(cut.get(damage, bytes(content)))
     with caplog.at_level(logging.WARNING):
         loaded = checkpoints.load(CPU)

@@ -1,0 +1,123 @@
+"""What a search leaves on the disk, and what it does where there is no room."""
+
+import errno
+from pathlib import Path
+
+import pytest
+
+from cifartune.config import SearchSpace
+from cifartune.config.space import CheckpointSpec
+from cifartune.tracking.outbox import Outbox
+from cifartune.tuning.disk import TrialFolders, freed_bytes, is_disk_full
+from cifartune.tuning.study import TrialStudy
+
+SPACE = SearchSpace.model_validate(
+    {
+        "name": "toy",
+        "base": {"model": {"name": "speednet_small"}, "epochs": 2},
+        "parameters": {"optimizer.lr": {"min": 0.01, "max": 1.0, "log": True}},
+        "search": {"sampler": "random"},
+    }
+)
+
+
+def end_trials(folder: Path, study: TrialStudy, folders: TrialFolders, *values: float) -> None:
+    """Complete trials of these values, each with 100 bytes of weights."""
+    for value in values:
+        number = study.propose().number
+        study.record(number, 1, value)
+        study.complete(number)
+        leave(folder, number)
+        folders.trial_ended(study.trials[number])
+
+
+def leave(folder: Path, number: int) -> None:
+    path = folder / str(number) / "weights.safetensors"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(bytes(100))
+
+
+def left(folder: Path) -> set[int]:
+    return {int(path.name) for path in folder.iterdir() if path.name.isdigit()}
+
+
+@pytest.mark.parametrize(
+    ("spec", "kept"),
+    [
+        ({"keep": 2}, {1, 3}),
+        ({"keep": 0}, set()),
+        ({"keep": 9}, {0, 1, 2, 3}),
+        ({"keep": 3, "max_bytes": 250}, {1, 3}),
+        ({"keep": 3, "max_bytes": "0.1kB"}, {1}),
+    ],
+)
+def test_the_best_trials_are_kept(tmp_path: Path, spec: dict[str, object], kept: set[int]) -> None:
+    study = TrialStudy(SPACE)
+    folders = TrialFolders(tmp_path, study, CheckpointSpec.model_validate(spec))
+    end_trials(tmp_path, study, folders, 0.1, 0.9, 0.2, 0.8)
+    assert left(tmp_path) == kept
+    assert folders.freed == 100 * (4 - len(kept))
+    folders.close()
+    assert freed_bytes(tmp_path) == folders.freed
+
+
+def test_what_was_stopped_or_failed_is_not_kept(tmp_path: Path) -> None:
+    study = TrialStudy(SPACE)
+    folders = TrialFolders(tmp_path, study, CheckpointSpec())
+    for number in range(3):
+        study.propose()
+        study.record(number, 1, 0.99)
+        leave(tmp_path, number)
+    study.prune(0)
+    study.fail(1, "worker_killed", "gone")
+    for number in (0, 1):
+        folders.trial_ended(study.trials[number])
+    assert left(tmp_path) == {2}  # which is under way
+
+
+def test_a_search_that_goes_on_keeps_the_best_of_all(tmp_path: Path) -> None:
+    study = TrialStudy(SPACE)
+    spec = CheckpointSpec(keep=2)
+    end_trials(tmp_path, study, TrialFolders(tmp_path, study, spec), 0.5, 0.9)
+    leave(tmp_path, study.propose().number)
+    study.prune(2)  # and the process died before its folder went
+    again = TrialFolders(tmp_path, study, spec)
+    assert left(tmp_path) == {0, 1}
+    end_trials(tmp_path, study, again, 0.7)
+    assert left(tmp_path) == {1, 3}
+
+
+def test_a_full_disk_is_known_whatever_it_is_wrapped_in() -> None:
+    full = OSError(errno.ENOSPC, "No space left on device")
+    assert is_disk_full(full) and is_disk_full(OSError(errno.EDQUOT, "quota"))
+    assert is_disk_full(RuntimeError("(sqlite3.OperationalError) database or disk is full"))
+    assert not is_disk_full(OSError(errno.EACCES, "denied")) and not is_disk_full(ValueError())
+    try:
+        try:
+            raise full
+        except OSError as error:
+            raise RuntimeError("a callback failed") from error
+    except RuntimeError as wrapped:
+        assert is_disk_full(wrapped)
+
+
+def test_nothing_of_what_has_no_room_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outbox = Outbox(tmp_path / "tracking.jsonl")
+    outbox.put({"do": "log", "key": "a"})
+    file = outbox._file
+
+    class Full:
+        def write(self, line: bytes) -> int:
+            return file.write(line[:5]) or 0
+
+        def truncate(self, size: int) -> int:
+            return file.truncate(size)
+
+    monkeypatch.setattr(outbox, "_file", Full())
+    with pytest.raises(OSError, match="No space left"):
+        outbox.put({"do": "log", "key": "b"})
+    monkeypatch.undo()
+    outbox.put({"do": "log", "key": "c"})
+    assert [e["key"] for e in Outbox(tmp_path / "tracking.jsonl").history()] == ["a", "c"]
