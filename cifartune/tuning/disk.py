@@ -40,9 +40,7 @@ class TrialFolders:
         """A trial is over, in the study too: its folder goes, or that of one that it beats."""
         path = self._folder / str(trial.number)
         size = _bytes_in(path)
-        if not size:
-            return
-        if trial.state is not TrialState.COMPLETE:
+        if trial.state is not TrialState.COMPLETE or not size:
             self._delete(path, size)
             return
         value = trial.intermediate_values[kept_epoch(trial)]
