@@ -1,9 +1,13 @@
 """MLflow, on a real SQLite store."""
 
 import os
+import signal
+import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -236,6 +240,62 @@ def test_a_search_ends_without_its_store(
     assert send_rest(tracker.uri, run) == tracker.unsent
     check_both_trials(run)
     assert send_rest(tracker.uri, run) == 0
+
+
+@contextmanager
+def server(folder: Path, port: int) -> Iterator[str]:
+    """A real tracking server, killed in the end."""
+    command = [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1"]
+    command += ["--backend-store-uri", f"sqlite:///{folder / 'server.db'}"]
+    with (folder / "server.log").open("ab") as log:
+        process = subprocess.Popen(
+            command, cwd=folder, stdout=log, stderr=log, start_new_session=True
+        )
+    uri = f"http://127.0.0.1:{port}"
+    try:
+        deadline = time.monotonic() + 120
+        while True:
+            try:
+                check_server(uri)
+                break
+            except UserError:
+                assert time.monotonic() < deadline and process.poll() is None
+                time.sleep(0.5)
+        yield uri
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+@pytest.mark.slow
+def test_a_server_may_be_killed_and_started_again(
+    run: RunFolder, study: TrialStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracker_module, "PAUSES", (0.5, 1.0))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with server(tmp_path, port) as uri:
+        tracker = MlflowTracker(uri, run, {})
+        tracker.check()
+        do_trial(tracker, study, "complete")
+    start = time.monotonic()
+    do_trial(tracker, study, "prune")
+    assert time.monotonic() - start < 1
+    while not tracker.trouble:
+        time.sleep(0.1)
+    with server(tmp_path, port):
+        tracker.close()
+        assert (tracker.unsent, tracker.failures) == (0, [])
+        client = mlflow.MlflowClient(uri)
+        experiment = client.get_experiment_by_name("cifartune")
+        assert experiment
+        found = {one.info.run_name: one for one in client.search_runs([experiment.experiment_id])}
+        states = {name: one.info.status for name, one in found.items()}
+        assert states == {"toy": "FINISHED", "trial-0": "FINISHED", "trial-1": "KILLED"}
+        for name in ("trial-0", "trial-1"):
+            history = client.get_metric_history(found[name].info.run_id, "val_accuracy")
+            assert [point.step for point in history] == [1]
 
 
 def test_what_a_dead_driver_could_not_tell_is_told(run: RunFolder, study: TrialStudy) -> None:
