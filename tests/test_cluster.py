@@ -132,6 +132,55 @@ def test_a_token_is_asked_for(cluster: tuple[str, "subprocess.Popen[str]"], tmp_
     assert len(result.stderr.splitlines()) == 1
 
 
+LEAVE = """
+import sys, time
+from cifartune.tuning.cluster import cluster, load_ray
+with cluster(sys.argv[1]):
+    import ray
+    from ray.util.placement_group import placement_group
+
+    @ray.remote(num_cpus=0)
+    class Owner:
+        def reserve(self):
+            group = placement_group([{"CPU": 1}])
+            ray.get(group.ready())
+
+    owner = Owner.options(name="owner", lifetime="detached", namespace="left").remote()
+    ray.get(owner.reserve.remote())
+"""
+
+FREE = """
+import sys
+from cifartune.tuning.cluster import cluster
+with cluster(sys.argv[1]):
+    from cifartune.tuning.machines import free_leftovers
+    import ray
+    before = ray.available_resources().get("CPU", 0)
+    freed = free_leftovers()
+    print(freed, ray.cluster_resources()["CPU"] - before)
+    print(free_leftovers())
+"""
+
+
+@pytest.mark.slow
+def test_what_a_dead_driver_reserved_is_freed(
+    cluster: tuple[str, "subprocess.Popen[str]"], tmp_path: Path
+) -> None:
+    """Ray itself frees most; a group that an actor made which outlived the driver, it does not."""
+    environment = {**os.environ, **TOKEN}
+    for name, code in (("cifartune_driver.py", LEAVE), ("free.py", FREE)):
+        (tmp_path / name).write_text(code)
+        run = subprocess.run(
+            [sys.executable, tmp_path / name, cluster[0]],
+            capture_output=True,
+            text=True,
+            env=environment,
+            timeout=120,
+        )
+        assert run.returncode == 0, run.stderr
+    assert run.stdout.splitlines() == ["1 1.0", "0"]
+
+
 @pytest.mark.parametrize("address", ["127.0.0.1:9", "nowhere", "127.0.0.1:port"])
 def test_no_cluster_at_that_address(address: str, tmp_path: Path, data_root: Path) -> None:
     for command in (["cluster", "check"], ["search", QUICK], ["plan", QUICK]):
