@@ -1,20 +1,20 @@
 """A run's folder: everything that a search leaves behind, each thing in its place."""
 
-import datetime
 import json
 import re
 import sqlite3
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from itertools import count, pairwise, takewhile
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 from filelock import FileLock, Timeout
 
 from cifartune.config import SearchSpace
-from cifartune.config.load import dump_space
+from cifartune.config.extension import Changes, changed_keys
+from cifartune.config.load import dump_space, load_space
 from cifartune.errors import UserError
 from cifartune.files import write_atomically
 from cifartune.programs import program
@@ -146,19 +146,25 @@ class RunFolder:
         except Timeout:
             raise UserError(f"{self.path}: another process is running this search") from None
 
-    def change(self, space: SearchSpace, changes: Mapping[str, tuple[Any, Any]]) -> None:
-        """Makes the search go on as `space`, and keeps what was changed from what to what."""
-        told = [*self.changes, {"date": f"{datetime.date.today()}", "changes": dict(changes)}]
-        self.result.unlink(missing_ok=True)  # first: without it, the search is not finished
+    def change(self, space: SearchSpace) -> None:
+        """Makes the search go on as `space`; as what it went on until now is kept."""
+        earlier = len(self._earlier())
+        if self.result.exists():  # without it, the search is not finished
+            self.result.rename(self.path / f"result-{earlier}.json")
         self.plan.unlink(missing_ok=True)
-        write_atomically(self.path / "changes.json", json.dumps(told, indent=2) + "\n")
+        write_atomically(self.path / f"space-{earlier}.yaml", self.space_file.read_text())
         write_atomically(self.space_file, dump_space(space))
 
     @property
-    def changes(self) -> list[dict[str, Any]]:
-        """What was changed since the search began: dates, and values before and after by key."""
-        path = self.path / "changes.json"
-        return list(json.loads(path.read_text())) if path.exists() else []
+    def changes(self) -> list[Changes]:
+        """What was changed since the search began: each key with its value before and after."""
+        spaces = [load_space(path) for path in [*self._earlier(), self.space_file]]
+        found = [changed_keys(*pair) for pair in pairwise(spaces)]
+        return [changes for changes in found if changes]  # none where a change was cut off
+
+    def _earlier(self) -> list[Path]:
+        paths = (self.path / f"space-{number}.yaml" for number in count())
+        return list(takewhile(Path.exists, paths))
 
     @property
     def resume_command(self) -> str:

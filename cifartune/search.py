@@ -15,7 +15,7 @@ from cifartune.clock import Clock
 from cifartune.config import SearchSpace
 from cifartune.data import load_train
 from cifartune.data.splits import Splits, splits_of
-from cifartune.errors import Interrupted, UserError, first_line
+from cifartune.errors import Interrupted, UserError
 from cifartune.files import write_atomically
 from cifartune.interrupt import ctrl_c
 from cifartune.logs import log_to
@@ -25,7 +25,7 @@ from cifartune.runs import RunFolder
 from cifartune.statistics import Accuracy
 from cifartune.tracking import MlflowTracker
 from cifartune.tuning.cluster import OWN, cluster, load_ray
-from cifartune.tuning.disk import DiskFull, is_disk_full
+from cifartune.tuning.disk import no_room
 from cifartune.tuning.study import TrialStudy, attributes, sqlite_url
 from cifartune.tuning.warm_start import load_warm_start
 
@@ -94,10 +94,10 @@ class Search:
                 try:
                     return self._run()
                 except Exception as error:
-                    if not (isinstance(error, DiskFull) or is_disk_full(error)):
+                    if not (full := no_room(error)):
                         raise
                     raise UserError(
-                        f"the disk is full: {first_line(error)}. All is kept; when there is room, "
+                        f"the disk is full: {full}. What is recorded is kept; when there is room, "
                         f"go on with: {run.resume_command}"
                     ) from None
 
@@ -113,6 +113,7 @@ class Search:
         self._train = load_train(self._data_root)
         self._progress = Progress(self.space, self.console)
         self._observers = [self._progress, self._tracker]
+        self._tracker.catch_up(self._study)
         status = "FAILED"
         try:
             with ctrl_c(self.console.print) as self._stop:
@@ -162,7 +163,6 @@ class Search:
                     self._look_ahead(pool, packing)
                 pool.patience = self._patience()
                 self._tracker.check()
-                self._tracker.catch_up(self._study)
                 self._clock.add("start", time.monotonic() - self._started)
                 yield pool
 

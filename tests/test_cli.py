@@ -283,6 +283,7 @@ def test_a_finished_search_is_extended(smoke_run: Path, tmp_path: Path, data_roo
         return cifartune("resume", run.name, *options, cwd=tmp_path, CIFARTUNE_DATA=str(data_root))
 
     refused(extend(), "is finished: .* give it more to do with --num-trials, of which it had 2")
+    refused(extend("--num-trials", "4", "--time-budget", "1s"), "give it more time, too")
     refused(extend("--num-trials", "1"), "it had 2 trials; --num-trials must be more")
     refused(extend("--set", "data.validation=50"), r"data.validation: cannot be changed")
     refused(extend("--set", "parameters.optimizer.lr.max=0.2"), "may only be made wider")
@@ -297,8 +298,8 @@ def test_a_finished_search_is_extended(smoke_run: Path, tmp_path: Path, data_roo
     told = json.loads((run / "result.json").read_text())
     assert told["trials"]["total"] == 3
     [change] = told["changes"]
-    assert change["changes"]["search.num_trials"] == [2, 3]
-    assert change["changes"]["parameters.optimizer.lr.max"] == [0.3, 1.0]
+    assert change == {"search.num_trials": [2, 3], "parameters.optimizer.lr.max": [0.3, 1.0]}
+    assert (run / "result-0.json").read_bytes() == files[run / "result.json"]
     # A winner of before is not evaluated again.
     looks = json.loads((run / "evaluation.json").read_text())
     assert len({look["trial"] for look in looks}) == len(looks) <= 2

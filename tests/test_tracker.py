@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
 
 from cifartune.config import Recipe, SearchSpace
 from cifartune.errors import UserError
@@ -174,17 +175,21 @@ class Outage:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *, is_late: bool = False) -> None:
         self.lasts = False
         self._is_late = is_late
-        self._send = MlflowStore.send
-        monkeypatch.setattr(MlflowStore, "send", lambda store, event: self(store, event))
+        self._open, self._write = MlflowStore.open, MlflowStore._write
+        monkeypatch.setattr(MlflowStore, "open", lambda store: self.open(store))
+        monkeypatch.setattr(MlflowStore, "_write", lambda store, event: self.write(store, event))
 
-    def __call__(self, store: MlflowStore, event: Event) -> None:
-        if not self.lasts:
-            self._send(store, event)
-            return
-        if self._is_late:
-            self._send(store, event)
-        store._client = None
-        raise ConnectionError("nobody is there")
+    def open(self, store: MlflowStore) -> None:
+        if self.lasts:
+            store.is_open = False
+            raise ConnectionError("nobody is there")
+        self._open(store)
+
+    def write(self, store: MlflowStore, event: Event) -> None:
+        if not self.lasts or self._is_late:
+            self._write(store, event)
+        if self.lasts:
+            raise ConnectionError("nobody is there")
 
 
 @pytest.mark.parametrize("is_late", [False, True])
@@ -223,6 +228,43 @@ def check_both_trials(run: RunFolder) -> None:
         assert found[name].data.params
 
 
+def test_what_the_store_cannot_take_holds_up_nothing(
+    run: RunFolder, study: TrialStudy, impatient: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = MlflowStore._write
+    tried: list[str] = []
+
+    def broken(store: MlflowStore, event: Event) -> None:
+        if event["do"] == "file":
+            raise ModuleNotFoundError("boto3")
+        if event["do"] == "tag":
+            tried.append(event["key"])
+            raise MlflowException("a defect of the server")  # INTERNAL_ERROR
+        write(store, event)
+
+    monkeypatch.setattr(MlflowStore, "_write", broken)
+    tracker = tracker_of(run)
+    tracker.check()
+    do_trial(tracker, study, "complete")
+    tracker.close()
+    assert tracker.unsent == 0 and len(tracker.failures) == 2
+    assert tried == ["trial-0"] * tracker_module.TRIES
+    assert logged(run)["trial-0"].info.status == "FINISHED"
+
+
+def test_a_trial_of_several_objectives_is_told(run: RunFolder) -> None:
+    objectives = [{"metric": "val_accuracy"}, {"metric": "params"}]
+    space = SearchSpace.model_validate(
+        {**SPACE.model_dump(exclude={"objective"}), "objectives": objectives}
+    )
+    study = TrialStudy(space, url=sqlite_url(run.study), name=run.name)
+    tracker = tracker_of(run)
+    do_trial(tracker, study, "complete")
+    tracker.close()
+    assert tracker.failures == []
+    assert logged(run)["trial-0"].data.metrics["objective"] == METRICS["val_accuracy"]
+
+
 def test_a_search_ends_without_its_store(
     run: RunFolder, study: TrialStudy, impatient: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -234,7 +276,7 @@ def test_a_search_ends_without_its_store(
         do_trial(tracker, study, end)
     tracker.close()
     assert tracker.unsent and "nobody is there" in tracker.trouble
-    with pytest.raises(UserError, match=f"{tracker.unsent} events of toy are left to send: nobody"):
+    with pytest.raises(UserError, match=f"{tracker.unsent} events of toy are left to send: Conn"):
         send_rest(tracker.uri, run)
     outage.lasts = False
     assert send_rest(tracker.uri, run) == tracker.unsent
@@ -310,8 +352,11 @@ def test_what_a_dead_driver_could_not_tell_is_told(run: RunFolder, study: TrialS
     study.prune(1)
     tracker._stop()  # and so it died: no run is ended, two epochs are not logged
 
+    early = tracker_of(run)
+    early.close("FAILED")  # a driver that ended before it could catch up
     again = tracker_of(run)
     again.catch_up(study)
+    again.trial_started(2, proposals[2].recipe)
     again.epoch_ended(2, 1, METRICS)  # trained again
     again._stop()
     found = logged(run)

@@ -88,36 +88,19 @@ def resume(
 
     Ranges can be made wider: --set parameters.optimizer.lr.max=3.
     """
-    from cifartune.config import load_space
-    from cifartune.config.extension import MORE_WORK, check_extension
-    from cifartune.errors import UserError
+    from cifartune.extend import space_to_resume
     from cifartune.report.download import prepared
     from cifartune.runs import RunFolder
 
     run = RunFolder.open(runs, name)
+    _checked_uri(run.tracking_uri, runs)
     wanted = list(overrides or ())
     if num_trials is not None:
         wanted.append(f"search.num_trials={num_trials}")
     if time_budget is not None:
         wanted.append(f"search.time_budget={'null' if time_budget == 'none' else time_budget}")
-    before, space = load_space(run.space_file), load_space(run.space_file, wanted)
-    changes = check_extension(before, space)
-    trials = before.search.num_trials
-    if run.result.exists() and space.search.num_trials < trials:
-        raise UserError(
-            f"{name} is finished, and it had {trials} trials; --num-trials must be more"
-        )
-    if run.result.exists() and not changes.keys() & MORE_WORK:
-        raise UserError(
-            f"{name} is finished: {run.result} holds its outcome; give it more to do with "
-            f"--num-trials, of which it had {trials}, or --time-budget"
-        )
-    _checked_uri(run.tracking_uri, runs)
-    root = prepared(data_dir)
-    if changes:
-        with run.locked():
-            run.change(space, changes)
-    _run(space, run, root, address)
+    space = space_to_resume(run, wanted)
+    _run(space, run, prepared(data_dir), address)
 
 
 @app.command()

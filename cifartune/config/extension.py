@@ -45,10 +45,7 @@ def check_extension(before: SearchSpace, after: SearchSpace) -> Changes:
     Raises:
         UserError: Something was changed that would make the trials of before another search's.
     """
-    changes = {
-        ".".join(where): values
-        for where, values in _differences(before.model_dump(), after.model_dump())
-    }
+    changes = changed_keys(before, after)
     wrong = []
     for key in changes:
         section, _, name = key.partition(".")
@@ -63,6 +60,12 @@ def check_extension(before: SearchSpace, after: SearchSpace) -> Changes:
     if wrong:
         raise UserError("\n".join(wrong))
     return changes
+
+
+def changed_keys(before: SearchSpace, after: SearchSpace) -> Changes:
+    """Each key that differs, with its value before and after."""
+    found = _differences(before.model_dump(), after.model_dump())
+    return {".".join(where): values for where, values in found}
 
 
 def _narrowed(before: Any, after: Any) -> str:

@@ -31,7 +31,9 @@ def probe_file(folder: Path, space: SearchSpace, shape: SlotShape) -> Path:
 
 def packing_file(folder: Path, space: SearchSpace) -> Path:
     """The file in `folder` of what was found out about slots that share a GPU."""
-    return _file(folder, space, ["shares a GPU", space.resources.cpus])
+    have: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    room = [space.resources.cpus, have.get("CPU"), have.get("GPU")]
+    return _file(folder, space, ["shares a GPU", *room])
 
 
 def _file(folder: Path, space: SearchSpace, slot: list[Any]) -> Path:

@@ -25,14 +25,17 @@ class Outbox:
     """
 
     def __init__(self, path: Path) -> None:
-        self._mark = path.with_suffix(".sent")
         self._changed = threading.Condition()
         self._closed = False
         self._file = path.open("ab", buffering=0)
         weakref.finalize(self, self._file.close)
+        mark = path.with_suffix(".sent")
+        mark.touch()
+        self._mark = mark.open("r+b", buffering=0)
+        weakref.finalize(self, self._mark.close)
         sent = 0
-        with suppress(OSError, ValueError):
-            sent = int(self._mark.read_text())
+        with suppress(ValueError):
+            sent = int(self._mark.read())
         self._history = list[Event]()
         self._pending = deque[tuple[Event, int]]()
         whole = 0
@@ -85,7 +88,8 @@ class Outbox:
         """The first event has arrived."""
         with self._changed:
             _, end = self._pending.popleft()
-            self._mark.write_text(str(end))
+            with suppress(OSError):  # then it will be sent again, which does no harm
+                os.pwrite(self._mark.fileno(), f"{end:020d}".encode(), 0)
             self._changed.notify_all()
 
     def close(self) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from filelock import FileLock
 
+from cifartune.errors import first_line
 from cifartune.runs import RunFolder
 from cifartune.tracking.outbox import Event
 
@@ -22,14 +23,23 @@ ENVIRONMENT = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
 
-REFUSALS = {
-    "INVALID_PARAMETER_VALUE",
-    "INVALID_STATE",
-    "PERMISSION_DENIED",
-    "RESOURCE_ALREADY_EXISTS",
-    "RESOURCE_DOES_NOT_EXIST",
+PASSING = {
+    "DEADLINE_EXCEEDED",
+    "INTERNAL_ERROR",
+    "REQUEST_LIMIT_EXCEEDED",
+    "TEMPORARILY_UNAVAILABLE",
 }
-"""MLflow's names of errors that another try would not mend."""
+"""MLflow's names of errors that another try may not meet: a server that is away is the second."""
+
+
+class Trouble(str):
+    """Why an event was not written, in one line.
+
+    Attributes:
+        is_final: Whether another try would fail, too.
+    """
+
+    is_final = False
 
 
 class MlflowStore:
@@ -46,12 +56,18 @@ class MlflowStore:
         self.uri = uri
         self.ids: dict[str, str] = {}
         """MLflow's ids of the search's runs, by our keys."""
+        self.is_open = False
+        """Whether the store answered when it was last asked for the search's runs."""
+        self.has_opened = False
+        """Whether it ever did."""
         self._run = run
         self._client: Any = None
 
     def open(self) -> None:
         """Connects to the store, and finds the search's runs."""
         from mlflow import MlflowClient
+
+        self.is_open = False
 
         # Two processes that make the same new SQLite store at once would destroy it.
         with FileLock(self._lock()):
@@ -69,22 +85,24 @@ class MlflowStore:
             self.ids |= {run.data.tags["cifartune.key"]: run.info.run_id for run in page}
             token = page.token or ""
         self._client = client
+        self.is_open = self.has_opened = True
 
-    def send(self, event: Event) -> None:
-        """Writes an event, and connects first where that was not done, or the last try failed.
-
-        Raises:
-            Exception: Whatever MLflow raises; see `is_refused`.
-        """
+    def try_to_send(self, event: Event) -> Trouble | None:
+        """Writes an event, and connects first where that was not done, or the last try failed."""
         try:
             if self._client is None:
                 self.open()
-            arguments = dict(event)
-            getattr(self, f"_{arguments.pop('do')}")(**arguments)
-        except Exception as error:
-            if not is_refused(error):
-                self._client = None  # what came of it is not known: look again
-            raise
+            self._write(event)
+        except Exception as error:  # whatever it is, a search goes on without
+            self._client = None  # what came of it is not known: look again
+            trouble = Trouble(f"{type(error).__name__}: {first_line(error)}")
+            trouble.is_final = self.is_open and not _may_pass(error)
+            return trouble
+        return None
+
+    def _write(self, event: Event) -> None:
+        arguments = dict(event)
+        getattr(self, f"_{arguments.pop('do')}")(**arguments)
 
     def _start(
         self, time: int, key: str, parent: str | None, tags: dict[str, str], params: dict[str, str]
@@ -118,7 +136,7 @@ class MlflowStore:
         values = [RunTag(f"cifartune.{name}", value) for name, value in tags.items()]
         self._client.log_batch(self.ids[key], tags=values)
 
-    def _end(self, time: int, key: str, status: str) -> None:
+    def _end(self, time: int, key: str, status: str, is_final: bool = False) -> None:
         self._client.set_terminated(self.ids[key], status, time)
 
     def _file(self, time: int, key: str, path: str) -> None:
@@ -167,7 +185,12 @@ class MlflowStore:
         return store.with_name(f".{store.name}.lock")
 
 
-def is_refused(error: Exception) -> bool:
-    """Whether MLflow will never take an event: its run was deleted, say, or a file is gone."""
-    known = isinstance(error, KeyError | FileNotFoundError)
-    return known or getattr(error, "error_code", "") in REFUSALS
+def _may_pass(error: Exception) -> bool:
+    """Whether an error may be of the moment."""
+    from requests import RequestException
+    from sqlalchemy.exc import OperationalError
+
+    is_of_the_line = isinstance(
+        error, ConnectionError | TimeoutError | RequestException | OperationalError
+    )
+    return is_of_the_line or getattr(error, "error_code", "") in PASSING

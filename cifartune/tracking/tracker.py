@@ -15,11 +15,11 @@ from optuna.trial import FrozenTrial, TrialState
 
 from cifartune import __version__
 from cifartune.config import Recipe
-from cifartune.errors import UserError, first_line
+from cifartune.errors import UserError
 from cifartune.events import Observer
 from cifartune.runs import RunFolder
 from cifartune.tracking.outbox import Event, Outbox
-from cifartune.tracking.store import MlflowStore, is_refused
+from cifartune.tracking.store import MlflowStore
 from cifartune.tuning.study import METRICS, TrialStudy, attributes, is_feasible
 
 logger = logging.getLogger(__name__)
@@ -28,6 +28,9 @@ ANSWER_SECONDS = 5.0
 
 PAUSES = (1.0, 30.0)
 """Seconds until a store that does not answer is tried again: at first, and at the most."""
+
+TRIES = 5
+"""How often an event is sent that the store, which answers, cannot take."""
 
 CLOSE_SECONDS = 20.0
 """How long a store that does not answer is tried for at the end of a search."""
@@ -84,6 +87,7 @@ class MlflowTracker(Observer):
         self._open: set[str] = set()
         self._steps: dict[str, int] = {}
         self._ends: dict[str, dict[str, float]] = {}  # what a run's end was told to be
+        self._final: set[str] = set()  # trials that are over, and not only interrupted
         self._outbox = Outbox(run.tracking)
         for event in self._outbox.history():
             self._note(event)
@@ -103,7 +107,7 @@ class MlflowTracker(Observer):
             UserError: It could not be opened.
         """
         self._tried.wait()
-        if self.trouble:
+        if not self._store.has_opened:
             raise UserError(f"--tracking-uri {self.uri}: cannot be opened: {self.trouble}")
 
     @property
@@ -126,8 +130,10 @@ class MlflowTracker(Observer):
                     continue  # it never began
                 self.trial_started(trial.number, study.recipe(trial))
             if values and max(values) > self._steps[key]:
-                self.epoch_ended(trial.number, max(values), trial.user_attrs.get(METRICS, {}))
-            if trial.state.is_finished() and key in self._open:
+                metrics = dict(trial.user_attrs.get(METRICS, {}))
+                metrics.pop("seconds", None)  # there, those of all its epochs
+                self.epoch_ended(trial.number, max(values), metrics)
+            if trial.state.is_finished() and key not in self._final:
                 self.trial_ended(trial)
 
     def close(self, status: str = "FINISHED") -> None:
@@ -163,11 +169,12 @@ class MlflowTracker(Observer):
         tags = {"state": trial.state.name, "feasible": feasible, **facts}
         self._put("tag", key, tags=_texts(tags))
         end = {k: v for k, v in attributes(trial).items() if k in ("params", "kept_epoch")}
-        if trial.value is not None:
+        if trial.values:
             end["objective"] = trial.values[0]
         self._log(key, end)
         status = {TrialState.COMPLETE: "FINISHED", TrialState.PRUNED: "KILLED"}
-        self._put("end", key, status=status.get(trial.state, "FAILED") if feasible else "FAILED")
+        ended = status.get(trial.state, "FAILED") if feasible else "FAILED"
+        self._put("end", key, status=ended, is_final=True)
 
     def refit_started(self, number: int, recipe: Recipe, folds: int) -> None:
         tags = {"kind": "refit", "trial": number, "recipe_id": recipe.id}
@@ -225,34 +232,36 @@ class MlflowTracker(Observer):
                 self._ends[key] = event["metrics"]
         elif do in ("end", "delete"):
             self._open.discard(key)
+            if event.get("is_final"):
+                self._final.add(key)
 
     def _send(self) -> None:
         """The thread: sends event by event, for as long as it takes."""
-        pause, deadline = PAUSES[0], float("inf")
+        pause, deadline, tries = PAUSES[0], float("inf"), 0
         while (event := self._outbox.first()) is not None:
-            try:
-                self._store.send(event)
-            except Exception as error:  # tracking must never end a search
-                told = f"{type(error).__name__}: {first_line(error)}"
-                if not is_refused(error):
-                    if not self.trouble:
-                        logger.warning("MLflow: %s; it is tried again", told)
-                    self.trouble = told
-                    self._tried.set()
-                    if self._closing.is_set():
-                        if not self._store.ids:
-                            return  # it never answered
-                        deadline = min(deadline, time.monotonic() + CLOSE_SECONDS)
-                        time.sleep(min(pause, CLOSE_SECONDS / 4))
-                    else:
-                        self._closing.wait(pause)
-                    if time.monotonic() > deadline:
+            trouble = self._store.try_to_send(event)
+            # What the store answers with an error, time and again, holds up all that comes after.
+            tries = tries + 1 if trouble and self._store.is_open else 0
+            if trouble and not trouble.is_final and tries < TRIES:
+                if not self.trouble:
+                    logger.warning("MLflow: %s; it is tried again", trouble)
+                self.trouble = str(trouble)
+                self._tried.set()
+                if self._closing.is_set():
+                    if not self._store.has_opened:
                         return
-                    pause = min(2 * pause, PAUSES[1])
-                    continue
-                logger.warning("MLflow refuses %s of %s: %s", event["do"], event["key"], told)
-                self.failures.append(told)
-            self.trouble, pause = "", PAUSES[0]
+                    deadline = min(deadline, time.monotonic() + CLOSE_SECONDS)
+                    time.sleep(min(pause, CLOSE_SECONDS / 4))
+                else:
+                    self._closing.wait(pause)
+                if time.monotonic() > deadline:
+                    return
+                pause = min(2 * pause, PAUSES[1])
+                continue
+            if trouble:
+                logger.warning("MLflow refuses %s of %s: %s", event["do"], event["key"], trouble)
+                self.failures.append(str(trouble))
+            self.trouble, pause, tries, deadline = "", PAUSES[0], 0, float("inf")
             self._outbox.sent()
             self._tried.set()
 
@@ -263,20 +272,21 @@ def send_rest(uri: str, run: RunFolder) -> int:
     Raises:
         UserError: The store does not take them.
     """
-    outbox, store, count = Outbox(run.tracking), MlflowStore(uri, run), 0
+    outbox, store, count, tries = Outbox(run.tracking), MlflowStore(uri, run), 0, 0
     outbox.close()
     while (event := outbox.first()) is not None:
-        try:
-            store.send(event)
-        except Exception as error:
-            if not is_refused(error):
-                raise UserError(
-                    f"{uri}: {len(outbox)} events of {run.name} are left to send: "
-                    f"{first_line(error)}"
-                ) from None
-            logger.warning("MLflow refuses %s: %s", event["key"], first_line(error))
+        trouble = store.try_to_send(event)
+        tries = tries + 1 if trouble and store.is_open else 0
+        if trouble and not trouble.is_final and tries < TRIES:
+            if store.is_open:
+                continue
+            raise UserError(
+                f"{uri}: {len(outbox)} events of {run.name} are left to send: {trouble}"
+            )
+        if trouble:
+            logger.warning("MLflow refuses %s of %s: %s", event["do"], event["key"], trouble)
         outbox.sent()
-        count += 1
+        count, tries = count + 1, 0
     return count
 
 

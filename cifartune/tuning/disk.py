@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import shutil
 from bisect import insort
 from pathlib import Path
@@ -9,11 +10,18 @@ from pathlib import Path
 from optuna.trial import FrozenTrial, TrialState
 
 from cifartune.config.space import CheckpointSpec
-from cifartune.errors import UserError
 from cifartune.files import write_atomically
 from cifartune.tuning.study import TrialStudy, kept_epoch
 
 FREED = "freed.json"
+WEIGHTS = "weights.safetensors"
+
+
+FULL = (
+    os.strerror(errno.ENOSPC),
+    os.strerror(errno.EDQUOT),
+    "database or disk is full",  # SQLite's words
+)
 
 
 class TrialFolders:
@@ -32,17 +40,25 @@ class TrialFolders:
         self._best: list[tuple[float, int, int]] = []  # rank, number, bytes; the best first
         self.freed = freed_bytes(folder)
         """Bytes that were freed since the search began."""
+        trials = study.trials
         for path in folder.iterdir() if folder.is_dir() else ():
-            if path.name.isdigit() and study.trials[int(path.name)].state.is_finished():
-                self.trial_ended(study.trials[int(path.name)])
+            number = int(path.name) if path.name.isdigit() else -1
+            if number >= len(trials):  # the study lost its last words in a power cut
+                shutil.rmtree(path, ignore_errors=True)
+            elif number >= 0 and trials[number].state.is_finished():
+                self.trial_ended(trials[number])
 
     def trial_ended(self, trial: FrozenTrial) -> None:
         """A trial is over, in the study too: its folder goes, or that of one that it beats."""
         path = self._folder / str(trial.number)
-        size = _bytes_in(path)
-        if trial.state is not TrialState.COMPLETE or not size:
-            self._delete(path, size)
+        weights = path / WEIGHTS
+        if trial.state is not TrialState.COMPLETE or not weights.exists():
+            self._delete(path)
             return
+        for file in path.iterdir():
+            if file != weights:
+                self._delete(file)
+        size = weights.stat().st_size
         value = trial.intermediate_values[kept_epoch(trial)]
         sign = -1 if self._study.space.target.mode == "max" else 1
         insort(self._best, (sign * value, trial.number, size))
@@ -50,12 +66,16 @@ class TrialFolders:
         while len(self._best) > self._spec.keep or (
             limit is not None and sum(bytes_ for _, _, bytes_ in self._best) > limit
         ):
-            _, number, size = self._best.pop()
-            self._delete(self._folder / str(number), size)
+            _, number, _ = self._best.pop()
+            self._delete(self._folder / str(number))
 
-    def _delete(self, path: Path, size: int) -> None:
-        shutil.rmtree(path, ignore_errors=True)
-        self.freed += size
+    def _delete(self, path: Path) -> None:
+        files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+        self.freed += sum(file.stat().st_size for file in files)
+        if path.is_file():
+            path.unlink()
+        else:
+            shutil.rmtree(path, ignore_errors=True)
 
     def close(self) -> None:
         """Keeps how much was freed."""
@@ -69,20 +89,14 @@ def freed_bytes(folder: Path) -> int:
     return int(json.loads(path.read_text())) if path.exists() else 0
 
 
-class DiskFull(UserError):
-    """The search pauses: what was under way can go on when there is room."""
+def no_room(error: BaseException | None) -> str:
+    """What was said of a disk, or a user's share of it, that is full; empty if it was not that.
 
-
-def is_disk_full(error: BaseException | None) -> bool:
-    """Whether a write failed, or what it caused, for the disk, or the user's share, is full."""
+    Ray Tune wraps what goes wrong in a text.
+    """
     while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return True
-        if "database or disk is full" in str(error):  # SQLite's words
-            return True
+        for line in str(error).splitlines():
+            if any(words in line for words in FULL):
+                return line.strip()
         error = error.__cause__ or error.__context__
-    return False
-
-
-def _bytes_in(path: Path) -> int:
-    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    return ""

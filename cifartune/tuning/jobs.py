@@ -59,8 +59,8 @@ def run_job(
 
     Returns:
         Facts about the run: parameters, how they were computed, threads and memory, the epoch that
-        counts and its metrics; None if `report` ended it early, in which case its last checkpoint
-        is left, of this epoch where the verdict was to leave.
+        counts and its metrics; None if `report` ended it early. A trial's last checkpoint is left
+        until it is recorded how the trial ended; it is of this epoch if the verdict was to leave.
 
     Raises:
         TrainingFailure: The recipe failed.
@@ -132,9 +132,9 @@ def _train(trainer: Trainer, job: Job, report: Report) -> dict[str, Any] | None:
         return None
     if job.fold is not None:
         _save_outputs(trainer, job.folder)
+        checkpoints.clear()
     elif job.keeps_weights:
         save_classifier(trainer.classifier, job.folder / WEIGHTS, epochs=trainer.epoch)
-    checkpoints.clear()
     kept = trainer.history[trainer.kept_epoch - 1]
     metrics = kept.metrics()
     del metrics["seconds"]  # the trial's are those of all its epochs

@@ -132,7 +132,10 @@ def measure(recipe: Recipe, modes: Sequence[Mode], device: torch.device) -> list
         built = [cache(partial(_step, recipe, mode, device)) for mode in modes]
         steps = [lambda step=step: step()() for step in built]
         first = [_time(step, device) for step in steps]
-        times = [_time(step, device) for step in steps]
+        times = [
+            _time(step, device) if begin < math.inf else begin
+            for step, begin in zip(steps, first, strict=True)
+        ]
         for _ in range(ROUNDS - 1):
             bound = HOPELESS * min(times)
             for index, step in enumerate(steps):
@@ -161,8 +164,13 @@ def _speeds(
         measured = measure(recipe, missing, device) if missing else []
         found = kept | {str(m): s for m, s in zip(missing, measured, strict=True)}
         if missing:
-            # What failed may work another time, when a GPU has more room.
-            worked = {mode: speed for mode, speed in found.items() if speed.rate}
+            # What failed may work another time, when a GPU has more room; compiling is too dear
+            # to try in each run.
+            worked = {
+                mode: speed
+                for mode, speed in found.items()
+                if speed.rate or not mode.endswith(" never")
+            }
             speeds = {mode: asdict(speed) for mode, speed in worked.items()}
             text = json.dumps({"about": about, "speeds": speeds}, indent=2) + "\n"
             try:
@@ -216,7 +224,7 @@ def _step(recipe: Recipe, mode: Mode, device: torch.device) -> Callable[[], None
     # What the weights are does not matter: none are fetched.
     model = recipe.model.model_copy(update={"weights": "none"})
     if mode.compile == "graphs":  # its gradients are compared: they must not be of chance
-        model = model.model_copy(update={"dropout": 0.0, "block_dropout": 0.0})
+        model = model.model_copy(update={"dropout": 0.0, "block_dropout": 0.0, "drop_path": 0.0})
     network = build_model(model).to(device).to(memory_format=MEMORY_FORMATS[mode.memory_format])
     set_training(network)
     side, batch = recipe.model.resolution, _batch(recipe, device)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from math import ceil, prod
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -85,7 +85,7 @@ def pack(space: SearchSpace, recipes: Sequence[Recipe], *, folder: Path, file: P
     if isinstance(space.search.max_concurrent, int):
         wanted = min(wanted, space.search.max_concurrent)
     a_slot = 1.0 if space.resources.cpus == "auto" else space.resources.cpus
-    counts = [n for n in COUNTS if n <= min(cores / a_slot, ceil(wanted / gpus))]
+    counts = [n for n in COUNTS if n <= min(cores / a_slot, wanted // gpus)]
     if len(counts) < 2:
         return Packing(1, {})
     group = placement_group([{"GPU": 1, "CPU": cores}])

@@ -44,9 +44,9 @@ class Proposer:
     def __init__(self, space: SearchSpace, warm_start: Sequence[FrozenTrial] = ()) -> None:
         self.space = space
         self._warm_start = list(warm_start)
-        self._record = _Record(self._directions(), self._warm_start)
         self._ordered = space.ordered_parameters()
         self._distributions = {name: distribution(name, p) for name, p in self._ordered.items()}
+        self._record = _Record(self._directions(), self._warm_start, self._distributions)
         grid = space.grid()
         self._grid = None if grid is None else list(islice(grid, GRID_LIMIT + 1))
         if self._grid is not None:
@@ -132,14 +132,14 @@ class Proposer:
         told = []
         for trial in history:
             if trial.state is not TrialState.PRUNED and not names:
-                told.append(trial)
+                told.append(_as_sampled_from(self._distributions, trial))
             elif trial.values or trial.state is TrialState.RUNNING or worst:
                 ended = trial.state in (TrialState.PRUNED, TrialState.COMPLETE)
                 told.append(
                     create_trial(
                         state=TrialState.COMPLETE if ended else trial.state,
                         params=trial.params,
-                        distributions=trial.distributions,
+                        distributions={n: self._distributions[n] for n in trial.params},
                         values=(trial.values or worst) if ended else None,
                         # All trials must have the same constraints.
                         system_attrs={CONSTRAINT + name: 0.0 for name in names}
@@ -199,10 +199,17 @@ class _Record:
     Args:
         directions: Of the objectives.
         before: Trials that come before all others.
+        distributions: Of the parameters, as they are now.
     """
 
-    def __init__(self, directions: Sequence[StudyDirection], before: Sequence[FrozenTrial]) -> None:
+    def __init__(
+        self,
+        directions: Sequence[StudyDirection],
+        before: Sequence[FrozenTrial],
+        distributions: Mapping[str, BaseDistribution],
+    ) -> None:
         self._directions = directions
+        self._distributions = distributions
         self._before = before
         self._known: list[FrozenTrial] = []
         self._ids: list[int] = []
@@ -221,7 +228,8 @@ class _Record:
             if new.state.is_finished() and not old.state.is_finished():
                 self._finish(here, new)
         for trial in trials[len(self._known) :]:
-            self._ids.append(self._storage.create_new_trial(self._study._study_id, trial))
+            told = _as_sampled_from(self._distributions, trial)
+            self._ids.append(self._storage.create_new_trial(self._study._study_id, told))
         self._known = list(trials)
         return self._study
 
@@ -254,6 +262,18 @@ def distribution(name: str, parameter: Range | Choice) -> BaseDistribution:
         low, high, step = int(parameter.min), int(parameter.max), int(parameter.step or 1)
         return IntDistribution(low, high, log=parameter.log, step=step)
     return FloatDistribution(parameter.min, parameter.max, log=parameter.log, step=parameter.step)
+
+
+def _as_sampled_from(
+    distributions: Mapping[str, BaseDistribution], trial: FrozenTrial
+) -> FrozenTrial:
+    """A trial as if ranges had always been as wide: samplers keep to the first that they see."""
+    wanted = {name: distributions[name] for name in trial.params}
+    if trial.distributions == wanted:
+        return trial
+    told = copy.copy(trial)
+    told.distributions = wanted
+    return told
 
 
 def is_infeasible(trial: FrozenTrial) -> bool:

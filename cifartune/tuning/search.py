@@ -1,5 +1,6 @@
 """The search itself: Ray Tune drives the trials, the study proposes, ASHA stops."""
 
+import math
 import threading
 import time
 from collections import Counter
@@ -17,7 +18,7 @@ from ray.util.placement_group import NODE_ID_LABEL_KEY
 from cifartune.errors import UserError, first_line
 from cifartune.events import Observer
 from cifartune.tuning.checkpoints import Checkpoints
-from cifartune.tuning.disk import DiskFull, TrialFolders
+from cifartune.tuning.disk import TrialFolders
 from cifartune.tuning.messages import Failed
 from cifartune.tuning.schedulers import Unpickled, make_scheduler, tune_metric
 from cifartune.tuning.slots import SlotPool, this_machine
@@ -71,7 +72,7 @@ def run_trials(
         tune.with_parameters(Trial, **parameters),
         tune.PlacementGroupFactory([{"memory": 1}], bundle_label_selector=here),
     )
-    proposals = _Proposals(study, stop)
+    proposals = _Proposals(study, stop, seconds)
     folders = TrialFolders(folder, study, study.space.checkpoints)
     ledger = _Ledger(study, pool, observers, folders, stop)
     stopper = _Stopper(pool, ledger, stop, seconds)
@@ -105,7 +106,7 @@ def run_trials(
     if pool.lost:
         raise UserError(f"no slot is left to train on: {pool.lost}")
     if ledger.disk_full:
-        raise DiskFull(ledger.disk_full)
+        raise UserError(ledger.disk_full)
     if proposals.error:
         raise proposals.error
     if ledger.hopeless:
@@ -125,10 +126,11 @@ def _went_on(folder: Path) -> Callable[[int], float]:
 class _Proposals(Unpickled, Searcher):
     """Hands the study's unfinished trials to Tune, then its proposals."""
 
-    def __init__(self, study: TrialStudy, stop: threading.Event) -> None:
+    def __init__(self, study: TrialStudy, stop: threading.Event, seconds: float | None) -> None:
         super().__init__(metric=tune_metric(study), mode=study.space.target.mode)
         self._study = study
         self._stop = stop
+        self._deadline = time.monotonic() + (math.inf if seconds is None else seconds)
         self.error: UserError | None = None
         """Why no further trial could be proposed."""
         self._unfinished = [
@@ -138,7 +140,7 @@ class _Proposals(Unpickled, Searcher):
         ]
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str:  # type: ignore[override]
-        if self._stop.is_set():
+        if self._stop.is_set() or time.monotonic() >= self._deadline:
             return Searcher.FINISHED
         if self._unfinished:
             proposal = self._unfinished.pop(0)

@@ -163,22 +163,24 @@ class TrialStudy:
             sampled.number = number
             recipe = self.recipe(sampled)
             facts = self._facts(recipe)
-            sampled.user_attrs = {FACTS: facts} if facts else {}
             excess = {
                 metric: bound.excess(facts[metric])
                 for metric, bound in self.space.constraints.items()
             }
             sampled.system_attrs |= {CONSTRAINT + metric: value for metric, value in excess.items()}
             broken = [metric for metric, value in excess.items() if value > 0]
+            if broken:  # said in the same transaction, or a killed search would count it as trained
+                told = self._told(broken[0], facts)
+                facts |= {"failure": REFUSED, "message": told}
+            sampled.user_attrs = {FACTS: facts} if facts else {}
             for storage, study_id in self._study_ids.items():
                 storage.create_new_trial(study_id, sampled)
             if not broken:
                 return Proposal(number, recipe)
-            self.annotate(number, {"failure": REFUSED, "message": self._told(broken[0], facts)})
             self._end(number, TrialState.PRUNED)
         raise UserError(
             f"constraints: {PATIENCE} recipes in a row were refused, the last because "
-            f"{self._told(broken[0], facts)}; widen the constraint, or search smaller networks"
+            f"{told}; widen the constraint, or search smaller networks"
         )
 
     def check(self) -> None:

@@ -12,7 +12,7 @@ from ray.train.torch import get_device
 
 from cifartune.data import root_here
 from cifartune.errors import UserError, first_line
-from cifartune.tuning.disk import is_disk_full
+from cifartune.tuning.disk import no_room
 from cifartune.tuning.guard import MemoryGuard
 from cifartune.tuning.messages import (
     Failed,
@@ -143,8 +143,8 @@ def _failure(error: BaseException) -> Failed:
 
     if isinstance(error, TrainingFailure):
         return Failed(error.kind, str(error), getattr(error, "epoch", None))
-    if is_disk_full(error):
-        return Failed("disk_full", first_line(error))
+    if full := no_room(error):
+        return Failed("disk_full", full)
     if isinstance(error, OSError | UserError | MissingWeights):
         return Failed("files", first_line(error))
     if isinstance(error, UnfitNetwork):

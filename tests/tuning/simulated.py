@@ -26,6 +26,8 @@ from cifartune.tuning.messages import Failed, Finished, Job, Message, Progress
 
 SLOTS = 3
 TRIALS = 14
+FAILS = 2, 1
+"""A trial, and the epoch after which it does."""
 
 SPACE = SearchSpace.model_validate(
     {
@@ -140,12 +142,18 @@ class World:
         if not waiting or len(waiting) < min(SLOTS, self._open):
             return
         run = min(waiting, key=lambda run: (run.end, run.number))
+        assert run.asker
+        if (run.number, run.epoch) == FAILS:
+            self._now = run.end
+            self._save()
+            run.asker.set_result(Failed("non_finite_loss", "the loss was not finite", 2))
+            self._close(run.job.id)
+            return
         self._trained, self._now = self._trained + 1, run.end
         self._save()
         run.epoch += 1
         run.end += duration(run.number, run.epoch + 1)
         metrics = metrics_of(run.job, run.number, run.epoch)
-        assert run.asker
         run.asker.set_result(Progress(run.epoch, metrics, run.epoch == run.job.recipe.epochs))
 
     def _save(self) -> None:

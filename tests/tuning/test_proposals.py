@@ -391,3 +391,35 @@ def test_a_warm_start_must_fit(
     values = make_space(warm_start=[name]).model_dump() | changes
     with pytest.raises(UserError, match=message):
         load_warm_start(SearchSpace.model_validate(values), earlier.runs)
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "gp", "cmaes"])
+def test_a_range_that_was_made_wider_is_searched(sampler: str, tmp_path: Path) -> None:
+    """Samplers keep to the ranges that they see in earlier trials."""
+
+    def space(highest: float) -> SearchSpace:
+        return SearchSpace.model_validate(
+            {
+                "name": "wider",
+                "base": {"model": {"name": "speednet_small"}},
+                "parameters": {"optimizer.lr": {"min": 0.01, "max": highest, "log": True}},
+                "search": {"sampler": sampler, "num_trials": 40},
+            }
+        )
+
+    url = sqlite_url(tmp_path / "study.db")
+    study = TrialStudy(space(0.3), url=url)
+    for _ in range(16):
+        end_by_rate(study)
+    wider = TrialStudy(space(3.0), url=url)
+    rates = [end_by_rate(wider) for _ in range(10)]
+    assert max(rates) > 1
+
+
+def end_by_rate(study: TrialStudy) -> float:
+    """A trial that is better the higher its rate."""
+    proposal = study.propose()
+    rate = proposal.recipe.optimizer.lr
+    study.record(proposal.number, 1, rate)
+    study.complete(proposal.number)
+    return rate

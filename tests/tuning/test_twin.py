@@ -89,7 +89,8 @@ def test_a_killed_search_ends_as_its_twin(
         steps = "SELECT COUNT(*), COUNT(DISTINCT run_uuid || step) FROM metrics WHERE key = ?"
         epochs = store.execute(steps, ["val_accuracy"]).fetchone()
     complete = sum(trial[1] is optuna.trial.TrialState.COMPLETE for trial in ended(unbroken))
-    assert states == [("FINISHED", 1 + complete), ("KILLED", simulated.TRIALS - complete)]
+    stopped = simulated.TRIALS - complete - 1
+    assert states == [("FAILED", 1), ("FINISHED", 1 + complete), ("KILLED", stopped)]
     # Every epoch that the study knows is logged, and none twice.
     values = sum(len(trial[3]) for trial in ended(unbroken))
     assert epochs == (values, values)
