@@ -46,7 +46,13 @@ class RunFolder:
 
     @classmethod
     def create(
-        cls, runs: Path, space: SearchSpace, name: str | None = None, *, tracking_uri: str = ""
+        cls,
+        runs: Path,
+        space: SearchSpace,
+        name: str | None = None,
+        *,
+        tracking_uri: str = "",
+        storage: str = "",
     ) -> "RunFolder":
         """Makes the folder of a new run and writes the space and the run's identity into it.
 
@@ -55,6 +61,7 @@ class RunFolder:
             space: The search.
             name: The run's name. Default: the space's, with -2, -3, ... where that is taken.
             tracking_uri: Where the run is logged, and goes on to be when it is resumed.
+            storage: The Optuna storage URL of the database with its study. Empty: a file in it.
 
         Raises:
             UserError: `name` is taken, or the folder cannot be written.
@@ -67,7 +74,7 @@ class RunFolder:
                 f"{runs}: cannot write the run there: {error.strerror}; choose another folder with "
                 "--runs"
             ) from None
-        identity = {"id": uuid.uuid4().hex, "tracking_uri": tracking_uri}
+        identity = {"id": uuid.uuid4().hex, "tracking_uri": tracking_uri, "storage": storage}
         write_atomically(folder.identity, json.dumps(identity))
         write_atomically(folder.space_file, dump_space(space))
         return folder
@@ -123,10 +130,24 @@ class RunFolder:
     @property
     def id(self) -> str:
         """Names this run among all others, wherever its folder is moved."""
-        return str(json.loads(self.identity.read_text())["id"])
+        return self._identity("id")
+
+    @property
+    def study_url(self) -> str:
+        """The Optuna storage URL of the database with the run's study."""
+        return self._identity("storage") or f"sqlite:///{self.study}"
+
+    @property
+    def study_name(self) -> str:
+        """The study's name there, which others may share."""
+        return f"cifartune-{self.id}" if self._identity("storage") else self.name
 
     def has_trials(self) -> bool:
         """Whether a trial is recorded, finished or not."""
+        if self._identity("storage"):
+            from cifartune.tuning.study import count_trials
+
+            return count_trials(self.study_url, self.study_name) > 0
         try:
             with closing(sqlite3.connect(f"file:{quote(str(self.study))}?mode=ro", uri=True)) as db:
                 return bool(db.execute("SELECT 1 FROM trials LIMIT 1").fetchone())
@@ -184,7 +205,10 @@ class RunFolder:
     @property
     def tracking_uri(self) -> str:
         """Where the run is logged."""
-        return str(json.loads(self.identity.read_text())["tracking_uri"])
+        return self._identity("tracking_uri")
+
+    def _identity(self, key: str) -> str:
+        return str(json.loads(self.identity.read_text()).get(key, ""))
 
     def fold(self, trial: int, fold: int) -> Path:
         """Where the refit of a trial's recipe keeps the weights and logits of one fold."""

@@ -26,7 +26,7 @@ from cifartune.statistics import Accuracy
 from cifartune.tracking import MlflowTracker
 from cifartune.tuning.cluster import OWN, cluster, load_ray
 from cifartune.tuning.disk import no_room
-from cifartune.tuning.study import TrialStudy, attributes, sqlite_url
+from cifartune.tuning.study import TrialStudy, attributes
 from cifartune.tuning.warm_start import load_warm_start
 
 if TYPE_CHECKING:  # torch and ray are loaded while Ray's processes start
@@ -106,7 +106,7 @@ class Search:
         is_new = not run.has_trials()
         self._warm_start = load_warm_start(self.space, run.runs) if is_new else []
         self._study = TrialStudy(
-            self.space, url=sqlite_url(run.study), name=run.name, warm_start=self._warm_start
+            self.space, url=run.study_url, name=run.study_name, warm_start=self._warm_start
         )
         facts = {"command": self._command, "space": self.space.name}
         self._tracker = MlflowTracker(self._uri, run, facts)

@@ -137,6 +137,13 @@ def test_a_tracking_server_that_does_not_answer(uri: str, tmp_path: Path) -> Non
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize("url", ["postgresql://nobody@127.0.0.1:9/nothing", "nonsense"])
+def test_a_storage_that_cannot_be_used(url: str, tmp_path: Path) -> None:
+    result = cifartune("search", QUICK, "--storage", url, cwd=tmp_path)
+    refused(result, f"--storage {url}: cannot be opened")
+    assert not (tmp_path / "runs").exists()
+
+
 @pytest.mark.slow
 def test_a_tracking_store_that_cannot_be_opened(tmp_path: Path, data_root: Path) -> None:
     (tmp_path / "file").write_text("in the way")

@@ -45,6 +45,14 @@ def search(
     ] = False,
     runs: RunsOption = Path("runs"),
     tracking_uri: UriOption = None,
+    storage: Annotated[
+        str,
+        typer.Option(
+            help="Optuna URL of the database for the study, such as postgresql://user@host/db. "
+            "Default: study.db in the run's folder.",
+            show_default=False,
+        ),
+    ] = "",
     data_dir: DataDirOption = None,
     address: AddressOption = LOCAL,
 ) -> None:
@@ -60,8 +68,12 @@ def search(
         RunFolder.check_name(runs, name)
     _check_ahead(space, space_file, runs, address)
     uri = _checked_uri(tracking_uri, runs)
+    if storage:
+        from cifartune.tuning.study import check_storage
+
+        check_storage(storage)
     root = prepared(data_dir)
-    run = RunFolder.create(runs, space, name, tracking_uri=uri)
+    run = RunFolder.create(runs, space, name, tracking_uri=uri, storage=storage)
     try:
         _run(space, run, root, address)
     except BaseException:

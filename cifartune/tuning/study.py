@@ -10,9 +10,11 @@ import optuna
 from optuna.storages import BaseStorage, InMemoryStorage, RDBStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy import make_url
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from cifartune.config import Recipe, SearchSpace
-from cifartune.errors import UserError
+from cifartune.errors import UserError, first_line
 from cifartune.seeds import derive_seed
 from cifartune.tuning.proposals import CONSTRAINT, Proposer, is_infeasible
 
@@ -326,8 +328,47 @@ class _WriteAhead(sqlite3.Connection):
 
 
 def _open(url: str) -> BaseStorage:
+    """The storage at an Optuna URL.
+
+    Raises:
+        UserError: It cannot be reached, or its driver is not installed.
+    """
     options = {"connect_args": {"factory": _WriteAhead}} if url.startswith("sqlite:") else {}
-    return RDBStorage(url, engine_kwargs=options)
+    try:
+        return RDBStorage(url, engine_kwargs=options)
+    except ImportError as error:
+        raise UserError(
+            f"--storage {_without_password(url)}: {first_line(error).rstrip('.')}; for PostgreSQL: "
+            "pip install 'cifartune[postgresql]'"
+        ) from None
+    except (SQLAlchemyError, ValueError) as error:
+        raise UserError(
+            f"--storage {_without_password(url)}: cannot be opened: {first_line(error)}"
+        ) from None
+
+
+def _without_password(url: str) -> str:
+    try:
+        return make_url(url).render_as_string()
+    except ArgumentError:
+        return url
+
+
+def check_storage(url: str) -> None:
+    """Makes sure that a study can be kept at an Optuna storage URL.
+
+    Raises:
+        UserError: It cannot.
+    """
+    _open(url).remove_session()
+
+
+def count_trials(url: str, name: str) -> int:
+    """The trials of a study at an Optuna storage URL, finished or not; 0 if it is not there."""
+    try:
+        return len(optuna.load_study(study_name=name, storage=_open(url)).get_trials())
+    except KeyError:
+        return 0
 
 
 def sqlite_url(path: Path) -> str:

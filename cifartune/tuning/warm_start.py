@@ -4,6 +4,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import optuna
 from optuna.trial import FrozenTrial, create_trial
 
 from cifartune.config import SearchSpace, load_space
@@ -41,19 +42,26 @@ def load_warm_start(space: SearchSpace, runs: Path) -> list[FrozenTrial]:
                 " and ".join(f"{t.metric} ({t.mode})" for t in s.targets) for s in (space, earlier)
             )
             raise UserError(f"{where}: {name} was searched for {theirs}, and this is for {ours}")
-        if not run.study.exists():
+        if not run.has_trials():
             raise UserError(f"{where}: {name} has no trials")
-        with tempfile.TemporaryDirectory() as folder:
-            # A copy: the other search may be running, or its folder be read-only.
-            for file in run.path.glob(f"{run.study.name}*"):
-                shutil.copy(file, folder)
-            copied = sqlite_url(Path(folder) / run.study.name)
-            study = TrialStudy(earlier, url=copied, name=run.name)
-        trials = [_translated(space, study, t) for t in study.trials if t.state.is_finished()]
+        study = TrialStudy(earlier)
+        finished = [trial for trial in _trials_of(run) if trial.state.is_finished()]
+        trials = [_translated(space, study, trial) for trial in finished]
         if not any(trials):
             raise UserError(f"{where}: no trial of {name} lies in this space")
         found += [trial for trial in trials if trial is not None]
     return found
+
+
+def _trials_of(run: RunFolder) -> list[FrozenTrial]:
+    with tempfile.TemporaryDirectory() as folder:
+        url = run.study_url
+        if run.study.exists():
+            # A copy: the other search may be running, or its folder be read-only.
+            for file in run.path.glob(f"{run.study.name}*"):
+                shutil.copy(file, folder)
+            url = sqlite_url(Path(folder) / run.study.name)
+        return optuna.load_study(study_name=run.study_name, storage=url).get_trials()
 
 
 def _translated(space: SearchSpace, study: TrialStudy, trial: FrozenTrial) -> FrozenTrial | None:

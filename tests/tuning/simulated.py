@@ -43,6 +43,11 @@ SPACE = SearchSpace.model_validate(
 )
 
 
+def study_name(folder: Path) -> str:
+    """Of a search in `folder`, also where the study is kept elsewhere."""
+    return f"simulated in {folder.name}"
+
+
 def duration(number: int, epoch: int) -> float:
     """How long an epoch of a trial takes."""
     return random.Random(f"{number} {epoch}").lognormvariate(0, 1)
@@ -201,7 +206,7 @@ def main(folder: Path, address: str, kill_at: int) -> None:
     from cifartune.tracking import MlflowTracker
     from cifartune.tuning.cluster import cluster
     from cifartune.tuning.search import run_trials
-    from cifartune.tuning.study import TrialStudy, sqlite_url
+    from cifartune.tuning.study import TrialStudy
 
     runs = folder / "runs"
     writes = Writes(kill_at)
@@ -214,7 +219,8 @@ def main(folder: Path, address: str, kill_at: int) -> None:
     tracker.check()  # the store's tables are MLflow's affair
     with cluster(address):
         writes.watch()
-        study = TrialStudy(SPACE, url=sqlite_url(run.study), name=run.name)
+        url = os.environ.get("STUDY_STORAGE") or run.study_url
+        study = TrialStudy(SPACE, url=url, name=study_name(folder))
         tracker.catch_up(study)
         ended = sum(trial.state.is_finished() for trial in study.trials)
         world: Any = ray.remote(num_cpus=0)(World).remote(folder / "world.json", TRIALS - ended)

@@ -1,11 +1,16 @@
 """A search that is killed and resumed ends as its unbroken twin: all but the slots are real."""
 
 import json
+import os
+import shutil
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -29,20 +34,24 @@ def address() -> Iterator[str]:
     ray.shutdown()
 
 
-def search(folder: Path, address: str, kill_at: int = 0) -> "subprocess.CompletedProcess[str]":
+def search(
+    folder: Path, address: str, kill_at: int = 0, storage: str = ""
+) -> "subprocess.CompletedProcess[str]":
     folder.mkdir(exist_ok=True)
     command = [sys.executable, simulated.__file__, str(folder), address, str(kill_at)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+    environment = {**os.environ, "STUDY_STORAGE": storage}
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
 
 
-def ended(folder: Path) -> list[Any]:
+def ended(folder: Path, storage: str = "") -> list[Any]:
     """What the study says of each trial in the end."""
-    path = folder / "runs" / "simulated" / "study.db"
-    study = optuna.load_study(study_name="simulated", storage=sqlite_url(path))
-    return [
-        (trial.number, trial.state, trial.params, trial.intermediate_values, trial.values)
-        for trial in study.get_trials()
-    ]
+    url = storage or sqlite_url(folder / "runs" / "simulated" / "study.db")
+    database = optuna.storages.RDBStorage(url)
+    study = optuna.load_study(study_name=simulated.study_name(folder), storage=database)
+    trials = study.get_trials()
+    database.remove_session()
+    database.engine.dispose()
+    return [(t.number, t.state, t.params, t.intermediate_values, t.values) for t in trials]
 
 
 def trained(folder: Path) -> int:
@@ -94,3 +103,42 @@ def test_a_killed_search_ends_as_its_twin(
     # Every epoch that the study knows is logged, and none twice.
     values = sum(len(trial[3]) for trial in ended(unbroken))
     assert epochs == (values, values)
+
+
+@pytest.fixture(scope="module")
+def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A private PostgreSQL server, and the storage URL of its database."""
+    found = [*Path("/usr/lib/postgresql").glob("*/bin/initdb"), shutil.which("initdb")]
+    if not found[0]:
+        pytest.skip("no PostgreSQL server is installed (Debian: apt install postgresql)")
+    binaries = Path(found[0]).parent
+    # The server does not run as root, nor in a folder that only root can enter.
+    user = "postgres" if os.geteuid() == 0 else None
+    with tempfile.TemporaryDirectory(prefix="pg", dir="/tmp") as folder, ExitStack() as stack:
+        if user:
+            shutil.chown(folder, user)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        options = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1 -c fsync=off"
+        control: list[str | Path] = [binaries / "pg_ctl", "-D", f"{folder}/data", "-w"]
+        make: list[str | Path] = [binaries / "initdb", "-D", f"{folder}/data", "-A", "trust"]
+        for command in (
+            [*make, "-U", "cifartune"],
+            [*control, "-l", f"{folder}/log", "-o", options, "start"],
+        ):
+            subprocess.run(command, check=True, user=user, cwd=folder, stdout=subprocess.DEVNULL)
+        stop = [*control, "-m", "immediate", "stop"]
+        stack.callback(subprocess.run, stop, user=user, cwd=folder, stdout=subprocess.DEVNULL)
+        yield f"postgresql://cifartune@127.0.0.1:{port}/postgres"
+
+
+def test_a_killed_search_in_postgresql_ends_as_its_twin(
+    twin: tuple[Path, dict[str, Any]], address: str, postgresql: str, tmp_path: Path
+) -> None:
+    unbroken, told = twin
+    killed = search(tmp_path, address, told["moments"] // 2, postgresql)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    result = search(tmp_path, address, storage=postgresql)
+    assert result.returncode == 0, result.stderr
+    assert ended(tmp_path, postgresql) == ended(unbroken)
