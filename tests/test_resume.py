@@ -1,0 +1,94 @@
+"""A real search that is killed and resumed, beside one that is not: the same, bit for bit."""
+
+import hashlib
+import json
+import os
+import re
+import signal
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import pytest
+from searches import cifartune, started
+
+SPACE = """
+name: small
+base:
+  model: {name: speednet_small, resolution: 16}
+  epochs: 4
+  batch_size: 100
+  precision: fp32
+  memory_format: channels_last
+  compile: never
+parameters:
+  optimizer.lr: {min: 0.01, max: 1, log: true}
+  optimizer.momentum: {min: 0.5, max: 0.95}
+data: {validation: 500, train_subset: 2000}
+search: {num_trials: 5, max_concurrent: 1}
+scheduler: {name: asha, grace_period: 1, reduction_factor: 2}
+resources: {cpus: 1}
+refit: {top_k: 1, folds: 2, epochs: 3}
+stand_in: 500
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moments", [[r"trial +2 +epoch 1/4", r"fold .*epoch 2/3"]])
+def test_a_killed_search_ends_as_its_twin_bit_for_bit(
+    moments: list[str], tmp_path: Path, data_root: Path
+) -> None:
+    """One slot, one thread: nothing is left to chance."""
+    folders = [tmp_path / name for name in ("unbroken", "killed")]
+    for folder in folders:
+        folder.mkdir()
+        (folder / "small.yaml").write_text(SPACE)
+    data = str(data_root)
+    whole = cifartune("search", "small.yaml", cwd=folders[0], CIFARTUNE_DATA=data)
+    assert whole.returncode == 0, whole.stderr
+
+    command = ["search", "small.yaml"]
+    for moment in moments:
+        with started(*command, cwd=folders[1], CIFARTUNE_DATA=data) as search:
+            assert search.stdout
+            printed = ""
+            for line in search.stdout:
+                printed += line
+                if re.search(moment, line):
+                    os.kill(search.pid, signal.SIGKILL)  # the driver alone, as the system does
+                    break
+            else:
+                pytest.fail(f"no {moment} in:\n{printed}")
+        command = ["resume", "small"]
+    last = cifartune(*command, cwd=folders[1], CIFARTUNE_DATA=data)
+    assert last.returncode == 0, last.stderr
+    assert outcome(folders[1]) == outcome(folders[0])
+    with sqlite3.connect(folders[1] / "runs" / "mlflow.db") as store:
+        left = store.execute("SELECT name FROM runs WHERE status = 'RUNNING'").fetchall()
+        doubles = store.execute("SELECT name FROM runs GROUP BY name HAVING COUNT(*) > 1")
+        assert left == [] and doubles.fetchall() == []
+
+
+def outcome(folder: Path) -> dict[str, Any]:
+    """All that a search decided and trained."""
+    run = folder / "runs" / "small"
+    with sqlite3.connect(run / "study.db") as study:
+        values = study.execute(
+            "SELECT number, state, step, intermediate_value FROM trials "
+            "LEFT JOIN trial_intermediate_values USING (trial_id) ORDER BY number, step"
+        ).fetchall()
+        params = study.execute(
+            "SELECT number, param_name, param_value FROM trials JOIN trial_params "
+            "USING (trial_id) ORDER BY number, param_name"
+        ).fetchall()
+    result = json.loads((run / "result.json").read_text())
+    named = ("winner_trial", "winner", "fold_accuracies", "test_accuracy", "cv_accuracy")
+    return {
+        "values": values,
+        "params": params,
+        "weights": {
+            str(path.relative_to(run)): hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in run.rglob("*.safetensors")
+        },
+        **{name: result[name] for name in named},
+    }
