@@ -276,6 +276,7 @@ def recorded(folder: Path) -> list[tuple[int, str, list[tuple[int, float]]]]:
         ]
 
 
+@pytest.mark.slow  # tests/config/test_extension.py and test_proposals.py have its parts
 def test_a_finished_search_is_extended(smoke_run: Path, tmp_path: Path, data_root: Path) -> None:
     """A copy of it, which has its own tracking store."""
     shutil.copytree(smoke_run.parent, tmp_path / "runs")

@@ -78,7 +78,7 @@ def test_the_simulated_search_stops_trials(twin: tuple[Path, dict[str, Any]]) ->
 @pytest.mark.parametrize(
     "moment",
     [
-        pytest.param(moment, marks=[] if moment in (4, 11) else pytest.mark.slow)
+        pytest.param(moment, marks=[] if moment == 11 else pytest.mark.slow)
         for moment in range(1, MOMENTS + 1)
     ],
 )
@@ -133,6 +133,7 @@ def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield f"postgresql://cifartune@127.0.0.1:{port}/postgres"
 
 
+@pytest.mark.slow
 def test_a_killed_search_in_postgresql_ends_as_its_twin(
     twin: tuple[Path, dict[str, Any]], address: str, postgresql: str, tmp_path: Path
 ) -> None:
