@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from itertools import count, pairwise, takewhile
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from filelock import FileLock, Timeout
@@ -206,6 +207,14 @@ class RunFolder:
     def tracking_uri(self) -> str:
         """Where the run is logged."""
         return self._identity("tracking_uri")
+
+    @property
+    def looks(self) -> list[dict[str, Any]]:
+        """The evaluations of the run's winners: the trial of each, and the accuracies."""
+        if not self.evaluation.exists():
+            return []
+        found: list[dict[str, Any]] = json.loads(self.evaluation.read_text())
+        return found
 
     def _identity(self, key: str) -> str:
         return str(json.loads(self.identity.read_text()).get(key, ""))

@@ -294,8 +294,7 @@ class Search:
         from cifartune.data.test_set import load_test
         from cifartune.evaluate import evaluate, load_ensemble, stand_in
 
-        path = self.run_folder.evaluation
-        looks = json.loads(path.read_text()) if path.exists() else []
+        looks = self.run_folder.looks
         known = [look["accuracies"] for look in looks if look["trial"] == number]
         if not known:
             if self.space.stand_in:
@@ -307,7 +306,8 @@ class Search:
                 for name, weights in models.items()
             }
             known = [found]
-            write_atomically(path, json.dumps([*looks, {"trial": number, "accuracies": found}]))
+            looks.append({"trial": number, "accuracies": found})
+            write_atomically(self.run_folder.evaluation, json.dumps(looks))
         return {name: Accuracy(**value) for name, value in known[0].items()}
 
     def _summarize(self, result: dict[str, Any]) -> None:

@@ -61,6 +61,7 @@ PLANNED = {"epochs": 5.0, "refit_epochs": 20.0, "search": 60.0, "total": 100.0, 
 def result(study: TrialStudy, tmp_path: Path) -> dict[str, Any]:
     run = RunFolder.create(tmp_path / "runs", SPACE, "toy")
     run.plan.write_text(json.dumps(PLANNED))
+    run.evaluation.write_text(json.dumps([{"trial": 2, "accuracies": {}}]))
     recipe = study.recipe(study.trials[2]).with_values({"epochs": 4})
     candidate = Candidate(2, recipe, Accuracy.of(90, 100), [0.9, 0.9], 0.4, [], 20)
     return outcome(
@@ -122,12 +123,14 @@ def test_the_summary_fits_on_a_terminal(result: dict[str, Any], study: TrialStud
 def test_snapshots_are_told_beside_the_fold_ensemble(study: TrialStudy, tmp_path: Path) -> None:
     run = RunFolder.create(tmp_path / "runs", SPACE, "toy")
     recipe = study.recipe(study.trials[2])
+    run.evaluation.write_text(json.dumps([{"trial": 0}, {"trial": 2}]))  # it was extended
     snapshots = SnapshotEnsemble(Accuracy.of(92, 100), [Path("a"), Path("b")])
     candidate = Candidate(2, recipe, Accuracy.of(90, 100), [0.9], 0.4, [Path("a")], 4, snapshots)
     accuracies = Accuracy.of(91, 100), Accuracy.of(93, 100)
     seconds = {"total": 110.0}
     result = outcome(study, [candidate], *accuracies, run=run, seconds=seconds, mlflow={})
     assert result["snapshot_ensemble"]["test_accuracy"]["value"] == 0.93
+    assert result["test_looks"] == 2
     assert result["snapshot_ensemble"]["models"] == 2
     file = io.StringIO()
     print_summary(result, study, Console(file=file, width=80))

@@ -62,6 +62,7 @@ def outcome(
         ],
         "test_accuracy": test.as_dict(),
         "snapshot_ensemble": _snapshot_ensemble(winner, snapshots),
+        "test_looks": len(run.looks),
         "test_set": "stand-in cut from the training images" if space.stand_in else "CIFAR-10 test",
         "test_time_augmentation": winner.recipe.tta,
         "trials": {
@@ -160,11 +161,12 @@ def print_summary(result: dict[str, Any], study: TrialStudy, console: Console) -
     recipe = {key: _rounded(value) for key, value in result["winner"].items() if key != "seed"}
     text = yaml.safe_dump(recipe, default_flow_style=None, sort_keys=False, width=58)
     console.print(indent(text.rstrip(), "  "), highlight=False, markup=False)
+    looks = "once" if result["test_looks"] == 1 else f"look {result['test_looks']} of this search"
     lines = [
         ("validation", _percent(result["validation_accuracy"])),
         ("", f"baseline {_percent(result['baseline_validation_accuracy'])}"),
         (f"{len(result['fold_accuracies'])}-fold CV", _interval(result["cv_accuracy"])),
-        ("test", f"{_interval(result['test_accuracy'])}, fold ensemble, once"),
+        ("test", f"{_interval(result['test_accuracy'])}, fold ensemble, {looks}"),
     ]
     if result["test_set"] != "CIFAR-10 test":
         lines[-1] = ("stand-in", f"{_interval(result['test_accuracy'])}, no test images used")
