@@ -96,10 +96,12 @@ class Search:
                 except Exception as error:
                     if not (full := no_room(error)):
                         raise
-                    raise UserError(
-                        f"the disk is full: {full}. What is recorded is kept; when there is room, "
-                        f"go on with: {run.resume_command}"
-                    ) from None
+                    told = f"the disk of {run.path} is full: {full}"
+                    if run.has_trials():
+                        told += (
+                            f". All is kept; when there is room, go on with: {run.resume_command}"
+                        )
+                    raise UserError(told) from None
 
     def _run(self) -> dict[str, Any]:
         run = self.run_folder
