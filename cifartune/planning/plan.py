@@ -267,22 +267,10 @@ class _Costs:
 
 
 _KIND = (
-    "model.name",
-    "model.stem",
-    "model.resolution",
-    "model.depth",
-    "model.width",
-    "model.channels",
-    "model.squeeze_excite",
-    "model.trainable",
-    "data.small_side",
-    "augment.copies",
-    "batch_size",
-    "optimizer.name",
-    "precision",
-    "memory_format",
-    "compile",
-    "micro_batch",
+    *("model.name", "model.stem", "model.resolution", "model.depth", "model.width"),
+    *("model.channels", "model.squeeze_excite", "model.trainable", "data.small_side"),
+    *("augment.copies", "batch_size", "optimizer.name"),
+    *("precision", "memory_format", "compile", "micro_batch"),
 )
 """The fields that decide what an image costs."""
 

@@ -124,7 +124,6 @@ class Trainer:
         if recipe.compile != "never":
             from cifartune.training.compiling import CompiledNetwork  # two seconds to import
 
-            # Of whole steps alone: a part would overwrite the gradients of those before it.
             graphs = recipe.compile == "graphs" and not recipe.micro_batch
             self._compiled = CompiledNetwork(self._trained, graphs=graphs)
 
