@@ -38,7 +38,9 @@ def test_events_come_in_order_and_once(path: Path) -> None:
     assert len(Outbox(path)) == 0
 
 
-@pytest.mark.parametrize("torn", [b"{", b'{"do": "log", "key": "trial-1"}', b"\xf0\x9f"])
+@pytest.mark.parametrize(
+    "torn", [b"{", b'{"do": "log", "key": "trial-1"}', b"\xf0\x9f", b"\0\0\0\n"]
+)
 def test_what_was_being_written_is_cut_off(path: Path, torn: bytes) -> None:
     Outbox(path).put(event(0))
     with path.open("ab") as file:

@@ -18,7 +18,8 @@ class Outbox:
     """Events in the order in which they happened, kept in a file until they are sent.
 
     One process at a time writes it. An event that is put is in the file when `put` returns, so that
-    the end of the process does not lose it. What the process was writing when it died is cut off.
+    the end of the process does not lose it. What was being written when it died, or when the power
+    was cut, is cut off.
 
     Args:
         path: The file, a JSON object a line. Beside it lies how far it was sent.
@@ -40,11 +41,14 @@ class Outbox:
         self._pending = deque[tuple[Event, int]]()
         whole = 0
         for line in path.read_bytes().splitlines(keepends=True):
-            if not line.endswith(b"\n"):
+            try:
+                event = json.loads(line) if line.endswith(b"\n") else None
+            except ValueError:  # what a power cut left of it
+                event = None
+            if event is None:
                 self._file.truncate(whole)
                 break
             whole += len(line)
-            event = json.loads(line)
             self._history.append(event)
             if whole > sent:
                 self._pending.append((event, whole))
