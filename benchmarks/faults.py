@@ -4,7 +4,8 @@
 
 All but the slots is real (`tests/tuning/simulated.py`). The moments, before, in and after writes to
 the study, to MLflow's store and to files, are spread over the whole search. Each killed search is
-resumed once, and its study is held against that of a search that nothing happened to.
+resumed once. Its study, MLflow's runs and its files have to fit together, and the study is held
+against that of a search that nothing happened to.
 """
 
 import argparse
@@ -38,9 +39,9 @@ def main(options: argparse.Namespace) -> None:
         expected = ended(folder / "unbroken")
         for number in range(1, count + 1):
             kill_at, killed = moments * number // (count + 1), folder / f"killed-{number}"
-            first = search(killed, address, kill_at, options.storage)
+            first = search(killed, address, kill_at=kill_at, storage=options.storage)
             second = search(killed, address, storage=options.storage)
-            is_equal = second.returncode == 0 and ended(killed, options.storage) == expected
+            is_equal = second.returncode == 0 and ended(killed) == expected
             if first.returncode != -signal.SIGKILL or not is_equal:
                 differing.append(kill_at)
             print(f"{number}/{count}: killed at {kill_at} of {moments}, {is_equal=}", flush=True)

@@ -1,12 +1,16 @@
 """Where the time of a search went, over all its interruptions."""
 
 import json
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from cifartune.files import write_atomically
+
+KEEP_SECONDS = 5.0
+"""What the end of the process may cost of the time that was spent."""
 
 
 class Clock:
@@ -22,16 +26,33 @@ class Clock:
 
     @contextmanager
     def time(self, stage: str) -> Iterator[None]:
-        """Adds the time of the `with` block to `stage`, however it ends."""
-        start = time.monotonic()
+        """Adds the time of the `with` block to `stage`, however it ends.
+
+        Most of it, if the process is killed: the sum is kept every few seconds.
+        """
+        start, over = time.monotonic(), threading.Event()
+        before = self.seconds.get(stage, 0.0)
+
+        def keep() -> None:
+            while not over.wait(KEEP_SECONDS):
+                with suppress(OSError):  # no reason to end: the disk may have room again
+                    self._set(stage, before + time.monotonic() - start)
+
+        keeper = threading.Thread(target=keep, name=f"clock of {stage}", daemon=True)
+        keeper.start()
         try:
             yield
         finally:
-            self.add(stage, time.monotonic() - start)
+            over.set()
+            keeper.join()
+            self._set(stage, before + time.monotonic() - start)
 
     def add(self, stage: str, seconds: float) -> None:
         """Adds `seconds` to `stage`."""
-        self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
+        self._set(stage, self.seconds.get(stage, 0.0) + seconds)
+
+    def _set(self, stage: str, seconds: float) -> None:
+        self.seconds[stage] = seconds
         write_atomically(self._path, json.dumps(self.seconds))
 
     def totals(self) -> dict[str, float]:

@@ -23,7 +23,7 @@ from cifartune.programs import program
 from cifartune.report.terminal import Progress
 from cifartune.runs import RunFolder
 from cifartune.statistics import Accuracy
-from cifartune.tracking import MlflowTracker
+from cifartune.tracking import MlflowTracker, end_abandoned
 from cifartune.tuning.cluster import OWN, cluster, load_ray
 from cifartune.tuning.disk import no_room
 from cifartune.tuning.study import TrialStudy, attributes
@@ -165,6 +165,9 @@ class Search:
                     self._look_ahead(pool, packing)
                 pool.patience = self._patience()
                 self._tracker.check()
+                for name in end_abandoned(run.runs, self._uri):
+                    told = f"the MLflow runs of {name}, whose process had died, are ended"
+                    self._point_out("note", told)
                 self._clock.add("start", time.monotonic() - self._started)
                 yield pool
 

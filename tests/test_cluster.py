@@ -116,9 +116,8 @@ def test_a_machine_is_lost_in_the_middle_of_a_search(
     with sqlite3.connect(tmp_path / "runs" / "small" / "study.db") as study:
         steps = study.execute("SELECT trial_id, step FROM trial_intermediate_values").fetchall()
     assert Counter(trial for trial, _ in steps) == dict.fromkeys(range(1, 5), 4)
-    with sqlite3.connect(tmp_path / "runs" / "mlflow.db") as store:
-        states = store.execute("SELECT status FROM runs").fetchall()
-    assert set(states) == {("FINISHED",)}
+    checked = cifartune("check", "small", cwd=tmp_path, timeout=100, **environment)
+    assert checked.returncode == 0, checked.stdout
 
 
 @pytest.mark.slow
@@ -130,6 +129,33 @@ def test_a_token_is_asked_for(cluster: tuple[str, "subprocess.Popen[str]"], tmp_
     assert result.returncode == 2
     assert re.match(f"cifartune: --address {cluster[0]}: .*token", result.stderr), result.stderr
     assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_two_searches_side_by_side_do_not_disturb_each_other(
+    cluster: tuple[str, "subprocess.Popen[str]"], tmp_path: Path, data_root: Path
+) -> None:
+    """On one cluster, in one folder, with one MLflow store, which both are the first to open."""
+    one_slot = SMALL.replace("sampler: random", "sampler: random, max_concurrent: 1")
+    (tmp_path / "small.yaml").write_text(one_slot)
+    environment = {"CIFARTUNE_DATA": str(data_root), **TOKEN}
+    with ExitStack() as stack:
+        both = [
+            stack.enter_context(
+                started(
+                    "search", "small.yaml", "--address", cluster[0], cwd=tmp_path, **environment
+                )
+            )
+            for _ in range(2)
+        ]
+        for search in both:
+            _, errors = search.communicate(timeout=280)
+            assert search.returncode == 0, errors
+    for name in ("small", "small-2"):
+        checked = cifartune("check", name, cwd=tmp_path, timeout=100, **environment)
+        assert checked.returncode == 0, checked.stdout
+        result = json.loads((tmp_path / "runs" / name / "result.json").read_text())
+        assert result["trials"]["complete"] == 4
 
 
 LEAVE = """

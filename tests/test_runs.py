@@ -1,3 +1,6 @@
+import signal
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -108,3 +111,23 @@ def test_a_run_knows_its_place_from_anywhere(
     monkeypatch.chdir("/")
     assert run.space_file.exists()
     assert run.fold(3, 1) == tmp_path.resolve() / "runs/thing/refit/trial-3/fold-1"
+
+
+def test_a_search_has_one_process_and_a_dead_one_lets_go(
+    tmp_path: Path, space: SearchSpace
+) -> None:
+    run = RunFolder.create(tmp_path, space)
+    program = (
+        "import sys, time; from pathlib import Path; from cifartune.runs import RunFolder\n"
+        "with RunFolder(Path(sys.argv[1])).locked():\n"
+        "    print(flush=True); time.sleep(60)\n"
+    )
+    command = [sys.executable, "-c", program, str(run.path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        process.stdout.readline()
+        with pytest.raises(UserError, match="another process is running this search"), run.locked():
+            pytest.fail("two processes hold it")
+        process.kill()
+    with run.locked():
+        assert process.returncode == -signal.SIGKILL

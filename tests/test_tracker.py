@@ -22,7 +22,13 @@ from cifartune.config import Recipe, SearchSpace
 from cifartune.errors import UserError
 from cifartune.evaluate import export_ensemble, load_ensemble
 from cifartune.runs import RunFolder
-from cifartune.tracking import MlflowTracker, check_server, default_uri, send_rest
+from cifartune.tracking import (
+    MlflowTracker,
+    check_server,
+    default_uri,
+    end_abandoned,
+    send_rest,
+)
 from cifartune.tracking import tracker as tracker_module
 from cifartune.tracking.outbox import Event
 from cifartune.tracking.store import MlflowStore
@@ -368,6 +374,36 @@ def test_what_a_dead_driver_could_not_tell_is_told(run: RunFolder, study: TrialS
         run_id = found[f"trial-{number}"].info.run_id
         history = client.get_metric_history(run_id, "val_accuracy")
         assert [point.value for point in history] == values
+
+
+def test_what_a_dead_driver_left_running_is_set_right(tmp_path: Path) -> None:
+    """By the next search, whichever it is; what another process is at is left alone."""
+    uri = default_uri(tmp_path)
+    runs = [RunFolder.create(tmp_path, SPACE, name, tracking_uri=uri) for name in "abcd"]
+    trackers = [MlflowTracker(uri, run, {}) for run in runs]
+    for tracker, run in zip(trackers, runs, strict=True):
+        study = TrialStudy(SPACE, url=run.study_url, name=run.name)
+        tracker.trial_started(0, study.propose().recipe)
+    trackers[0].close()
+    for tracker in trackers[1:]:
+        tracker._stop()  # as a driver that died, though all it had said has arrived
+    with runs[2].locked():
+        assert end_abandoned(tmp_path, uri) == ["b", "d"]
+        assert end_abandoned(tmp_path, "sqlite:///elsewhere.db") == []
+    client = mlflow.MlflowClient(uri)
+    statuses: dict[str, list[str]] = {}
+    for one in client.search_runs(["1"]):
+        statuses.setdefault(one.data.tags["cifartune.search"], []).append(one.info.status)
+    expected = ["FINISHED", "KILLED", "RUNNING", "KILLED"]
+    assert statuses == {run.id: [status] * 2 for run, status in zip(runs, expected, strict=True)}
+    assert end_abandoned(tmp_path, uri) == ["c"]
+    assert end_abandoned(tmp_path, uri) == []
+
+    again = MlflowTracker(uri, runs[1], {})
+    again.trial_started(0, study.recipe(study.trials[0]))
+    again._stop()
+    mine = client.search_runs(["1"], f"tags.`cifartune.search` = '{runs[1].id}'")
+    assert [one.info.status for one in mine] == ["RUNNING", "RUNNING"]
 
 
 def test_a_store_that_cannot_be_opened(run: RunFolder) -> None:

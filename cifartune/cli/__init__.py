@@ -132,6 +132,29 @@ def sync(
 
 
 @app.command()
+def check(
+    name: Annotated[str, typer.Argument(help="The run's name.")],
+    runs: RunsOption = Path("runs"),
+    data_dir: DataDirOption = None,
+) -> None:
+    """Check that a search's study, files and MLflow runs fit together; 1 if they do not."""
+    from cifartune.check import check_run
+    from cifartune.report.download import prepared
+    from cifartune.runs import RunFolder
+
+    run = RunFolder.open(runs, name)
+    _checked_uri(run.tracking_uri, runs)
+    root = prepared(data_dir)
+    with run.locked():
+        findings = check_run(run, root)
+    for finding in findings:
+        typer.echo(finding)
+    if findings:
+        raise typer.Exit(1)
+    typer.echo(f"{name}: study, files and MLflow fit together")
+
+
+@app.command()
 def validate(
     space_files: Annotated[
         list[Path], typer.Argument(metavar="FILE...", help="Search-space files.")

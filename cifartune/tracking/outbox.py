@@ -14,6 +14,14 @@ from typing import Any
 Event = dict[str, Any]
 
 
+def is_sent(path: Path) -> bool:
+    """Whether all events in the file of an `Outbox` have arrived."""
+    try:
+        return int(path.with_suffix(".sent").read_text()) >= path.stat().st_size
+    except (FileNotFoundError, ValueError):
+        return not path.exists()
+
+
 class Outbox:
     """Events in the order in which they happened, kept in a file until they are sent.
 

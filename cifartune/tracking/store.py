@@ -1,6 +1,7 @@
 """MLflow's side: makes events into runs, metrics, tags and files of a tracking store."""
 
 import os
+from dataclasses import dataclass
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from cifartune.errors import first_line
+from cifartune.errors import UserError, first_line
 from cifartune.runs import RunFolder
 from cifartune.tracking.outbox import Event
 
@@ -32,6 +33,61 @@ PASSING = {
 """MLflow's names of errors that another try may not meet: a server that is away is the second."""
 
 
+KEY = "cifartune.key"
+"""The tag that says which of a search's runs it is: search, trial-3, refit-3, refit-3-fold-0."""
+
+
+def runs_of(client: Any, experiment: str, run: RunFolder) -> list[Any]:
+    """All runs of a search in an experiment of a store, as MLflow has them."""
+    found, token = [], None
+    while token != "":
+        mine = f"tags.`cifartune.search` = '{run.id}'"
+        page = client.search_runs([experiment], mine, page_token=token)
+        found += page
+        token = page.token or ""
+    return found
+
+
+@dataclass(frozen=True)
+class LoggedRun:
+    """A run of a search as its tracking store has it.
+
+    Attributes:
+        key: Which one it is.
+        status: MLflow's word for its state.
+        values: The steps and values of the metric that was asked for; of trials only.
+    """
+
+    key: str
+    status: str
+    values: list[tuple[int, float]]
+
+
+def read_runs(uri: str, run: RunFolder, metric: str) -> list[LoggedRun]:
+    """The runs of a search in a store, which stays as it is.
+
+    Raises:
+        UserError: It cannot be read.
+    """
+    _set_environment()
+    from mlflow import MlflowClient
+
+    try:
+        client = MlflowClient(uri)
+        experiment = client.get_experiment_by_name(EXPERIMENT)
+        found = runs_of(client, experiment.experiment_id, run) if experiment else []
+        logged = []
+        for entry in found:
+            key, values = entry.data.tags[KEY], []
+            if key.startswith("trial-"):
+                history = client.get_metric_history(entry.info.run_id, metric)
+                values = [(point.step, point.value) for point in history]
+            logged.append(LoggedRun(key, entry.info.status, values))
+    except Exception as error:
+        raise UserError(f"{uri}: cannot be read: {first_line(error)}") from None
+    return logged
+
+
 class Trouble(str):
     """Why an event was not written, in one line.
 
@@ -51,8 +107,7 @@ class MlflowStore:
     """
 
     def __init__(self, uri: str, run: RunFolder) -> None:
-        for name, value in ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
+        _set_environment()
         self.uri = uri
         self.ids: dict[str, str] = {}
         """MLflow's ids of the search's runs, by our keys."""
@@ -79,11 +134,8 @@ class MlflowStore:
                 artifacts = self._run.path.parent / "mlflow-artifacts"
                 local = artifacts.as_uri() if self.uri.startswith("sqlite") else None
                 self._experiment = client.create_experiment(EXPERIMENT, local)
-        mine, token = f"tags.`cifartune.search` = '{self._run.id}'", None
-        while token != "":
-            page = client.search_runs([self._experiment], mine, page_token=token)
-            self.ids |= {run.data.tags["cifartune.key"]: run.info.run_id for run in page}
-            token = page.token or ""
+        for run in runs_of(client, self._experiment, self._run):
+            self.ids[run.data.tags[KEY]] = run.info.run_id
         self._client = client
         self.is_open = self.has_opened = True
 
@@ -115,7 +167,7 @@ class MlflowStore:
         else:
             name = self._run.name if parent is None else key
             all_tags = {f"cifartune.{tag}": value for tag, value in tags.items()}
-            all_tags |= {"cifartune.search": self._run.id, "cifartune.key": key}
+            all_tags |= {"cifartune.search": self._run.id, KEY: key}
             if parent:
                 all_tags["mlflow.parentRunId"] = self.ids[parent]
             run = self._client.create_run(self._experiment, time, all_tags, name)
@@ -183,6 +235,11 @@ class MlflowStore:
         store = Path(self.uri.removeprefix("sqlite:///"))
         store.parent.mkdir(parents=True, exist_ok=True)
         return store.with_name(f".{store.name}.lock")
+
+
+def _set_environment() -> None:
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
 
 
 def _may_pass(error: Exception) -> bool:

@@ -20,6 +20,7 @@ from cifartune.events import Observer
 from cifartune.runs import RunFolder
 from cifartune.tracking.outbox import Event, Outbox
 from cifartune.tracking.store import MlflowStore
+from cifartune.tracking.told import Told
 from cifartune.tuning.study import METRICS, TrialStudy, attributes, is_feasible
 
 logger = logging.getLogger(__name__)
@@ -31,6 +32,9 @@ PAUSES = (1.0, 30.0)
 
 TRIES = 5
 """How often an event is sent that the store, which answers, cannot take."""
+
+LINE_BYTES = 1000
+"""More than the line of an event that ends a run."""
 
 CLOSE_SECONDS = 20.0
 """How long a store that does not answer is tried for at the end of a search."""
@@ -84,13 +88,8 @@ class MlflowTracker(Observer):
         """What MLflow refused."""
         self.trouble = ""
         """Why nothing can be sent at present; empty where it can."""
-        self._open: set[str] = set()
-        self._steps: dict[str, int] = {}
-        self._ends: dict[str, dict[str, float]] = {}  # what a run's end was told to be
-        self._final: set[str] = set()  # trials that are over, and not only interrupted
         self._outbox = Outbox(run.tracking)
-        for event in self._outbox.history():
-            self._note(event)
+        self._told = Told(self._outbox.history())
         self._store = MlflowStore(uri, run)
         self._closing = threading.Event()
         self._tried = threading.Event()  # whether the store was asked for the first time
@@ -125,22 +124,22 @@ class MlflowTracker(Observer):
         """Tells what the study holds, and a driver that died could no more tell."""
         for trial in study.trials:
             key, values = f"trial-{trial.number}", trial.intermediate_values
-            if key not in self._steps:
+            if key not in self._told.steps:
                 if not values:
                     continue  # it never began
                 self.trial_started(trial.number, study.recipe(trial))
-            if values and max(values) > self._steps[key]:
+            if values and max(values) > self._told.steps[key]:
                 metrics = dict(trial.user_attrs.get(METRICS, {}))
                 metrics.pop("seconds", None)  # there, those of all its epochs
                 self.epoch_ended(trial.number, max(values), metrics)
-            if trial.state.is_finished() and key not in self._final:
+            if trial.state.is_finished() and key not in self._told.final:
                 self.trial_ended(trial)
 
     def close(self, status: str = "FINISHED") -> None:
         """Ends what is not ended yet with `status`, and waits until all is sent, or cannot be."""
         with suppress(OSError):  # the disk is full, which is why all ends
-            for key in sorted(self._open, key=len, reverse=True):  # the search's own comes last
-                self._put("end", key, status=status)
+            for event in self._told.ends_of_open(status):
+                self._put(**event)
         self._stop()
 
     def discard(self) -> None:
@@ -162,7 +161,7 @@ class MlflowTracker(Observer):
 
     def trial_ended(self, trial: FrozenTrial) -> None:
         key = f"trial-{trial.number}"
-        if key not in self._steps:
+        if key not in self._told.steps:
             return  # over before it began
         facts = {k: v for k, v in attributes(trial).items() if isinstance(v, str)}
         feasible = is_feasible(trial)
@@ -172,9 +171,7 @@ class MlflowTracker(Observer):
         if trial.values:
             end["objective"] = trial.values[0]
         self._log(key, end)
-        status = {TrialState.COMPLETE: "FINISHED", TrialState.PRUNED: "KILLED"}
-        ended = status.get(trial.state, "FAILED") if feasible else "FAILED"
-        self._put("end", key, status=ended, is_final=True)
+        self._put("end", key, status=final_status(trial), is_final=True)
 
     def refit_started(self, number: int, recipe: Recipe, folds: int) -> None:
         tags = {"kind": "refit", "trial": number, "recipe_id": recipe.id}
@@ -211,29 +208,13 @@ class MlflowTracker(Observer):
     def _log(self, key: str, metrics: dict[str, float], step: int = 0) -> None:
         """Metrics of an epoch or of the end, once: what is done again brings the same."""
         known = {name: value for name, value in metrics.items() if value is not None}
-        is_told = 0 < step <= self._steps.get(key, 0) or known == self._ends.get(key)
-        if known and not is_told:
+        if known and not self._told.knows(key, known, step):
             self._put("log", key, metrics=known, step=step)
 
     def _put(self, do: str, key: str, **about: Any) -> None:
-        event = {"do": do, "time": int(time.time() * 1000), "key": key, **about}
-        self._note(event)
+        event = _dated({"do": do, "key": key, **about})
+        self._told.note(event)
         self._outbox.put(event)
-
-    def _note(self, event: Event) -> None:
-        """What is under way by now, and how far it has come."""
-        do, key = event["do"], event["key"]
-        if do == "start":
-            self._open.add(key)
-            self._steps.setdefault(key, 0)
-        elif do == "log":
-            self._steps[key] = max(self._steps.get(key, 0), event["step"])
-            if not event["step"]:
-                self._ends[key] = event["metrics"]
-        elif do in ("end", "delete"):
-            self._open.discard(key)
-            if event.get("is_final"):
-                self._final.add(key)
 
     def _send(self) -> None:
         """The thread: sends event by event, for as long as it takes."""
@@ -266,13 +247,52 @@ class MlflowTracker(Observer):
             self._tried.set()
 
 
+def final_status(trial: FrozenTrial) -> str:
+    """MLflow's word for how a trial ended."""
+    status = {TrialState.COMPLETE: "FINISHED", TrialState.PRUNED: "KILLED"}
+    return status.get(trial.state, "FAILED") if is_feasible(trial) else "FAILED"
+
+
+def end_abandoned(runs: Path, uri: str) -> list[str]:
+    """Sets right what drivers that died left RUNNING in a store: no process is at those runs.
+
+    Args:
+        runs: The folder of all searches; those that another process holds are left alone.
+        uri: The store.
+
+    Returns:
+        The searches whose runs were ended, as KILLED. They can be resumed as before.
+    """
+    found = []
+    for identity in sorted(runs.glob("*/run.json")):
+        run = RunFolder(identity.parent)
+        if run.tracking_uri != uri or not run.tracking.exists() or _has_ended(run.tracking):
+            continue
+        with suppress(UserError), run.locked():  # another is at it, or the store is away again
+            send_rest(uri, run)
+            found.append(run.name)
+    return found
+
+
+def _has_ended(tracking: Path) -> bool:
+    """Whether the last event of a search is its end, without reading the others."""
+    with tracking.open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - LINE_BYTES))
+        last = file.read().splitlines()[-1:]
+    return bool(last) and b'"do": "end"' in last[0] and b'"key": "search"' in last[0]
+
+
 def send_rest(uri: str, run: RunFolder) -> int:
     """Sends what is left of a search that nobody runs, and returns how many events that were.
+
+    What a driver that died had not ended ends as KILLED.
 
     Raises:
         UserError: The store does not take them.
     """
     outbox, store, count, tries = Outbox(run.tracking), MlflowStore(uri, run), 0, 0
+    for end in Told(outbox.history()).ends_of_open("KILLED"):
+        outbox.put(_dated(end))
     outbox.close()
     while (event := outbox.first()) is not None:
         trouble = store.try_to_send(event)
@@ -288,6 +308,10 @@ def send_rest(uri: str, run: RunFolder) -> int:
         outbox.sent()
         count, tries = count + 1, 0
     return count
+
+
+def _dated(event: Event) -> Event:
+    return {"time": int(time.time() * 1000), **event}
 
 
 def _texts(values: dict[str, Any]) -> dict[str, str]:

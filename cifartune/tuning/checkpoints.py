@@ -59,10 +59,7 @@ class Checkpoints:
         for epoch in sorted(paths, reverse=True):
             path = paths[epoch]
             try:
-                content = memoryview(path.read_bytes())
-                if sha256(content[_DIGEST_BYTES:]).digest() != content[:_DIGEST_BYTES]:
-                    raise ValueError("its checksum is another")
-                buffer = io.BytesIO(content[_DIGEST_BYTES:])
+                buffer = io.BytesIO(_content(path))
                 state: dict[str, Any] = torch.load(buffer, map_location=device, weights_only=True)
             except (OSError, ValueError) as error:
                 logger.warning(
@@ -71,6 +68,10 @@ class Checkpoints:
                 continue
             return state
         return None
+
+    def damaged(self) -> list[Path]:
+        """The files that are not what was written."""
+        return [path for path in self._paths().values() if not _is_whole(path)]
 
     def clear(self) -> None:
         """Deletes all of them."""
@@ -85,3 +86,23 @@ class Checkpoints:
 
     def _files(self) -> list[Path]:
         return list(self._folder.iterdir()) if self._folder.is_dir() else []
+
+
+def _content(path: Path) -> memoryview:
+    """What torch.save wrote into a checkpoint.
+
+    Raises:
+        ValueError: The checksum says that this is something else.
+    """
+    content = memoryview(path.read_bytes())
+    if sha256(content[_DIGEST_BYTES:]).digest() != content[:_DIGEST_BYTES]:
+        raise ValueError("its checksum is another")
+    return content[_DIGEST_BYTES:]
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        _content(path)
+    except (OSError, ValueError):
+        return False
+    return True

@@ -1,17 +1,15 @@
 """Trials of earlier searches, for the sampler of a new one."""
 
-import shutil
-import tempfile
 from pathlib import Path
 
-import optuna
 from optuna.trial import FrozenTrial, create_trial
 
 from cifartune.config import SearchSpace, load_space
 from cifartune.errors import UserError
 from cifartune.runs import RunFolder
 from cifartune.tuning.proposals import distribution
-from cifartune.tuning.study import TrialStudy, is_feasible, sqlite_url
+from cifartune.tuning.recorded import recorded_trials
+from cifartune.tuning.study import TrialStudy, is_feasible
 
 
 def load_warm_start(space: SearchSpace, runs: Path) -> list[FrozenTrial]:
@@ -45,23 +43,12 @@ def load_warm_start(space: SearchSpace, runs: Path) -> list[FrozenTrial]:
         if not run.has_trials():
             raise UserError(f"{where}: {name} has no trials")
         study = TrialStudy(earlier)
-        finished = [trial for trial in _trials_of(run) if trial.state.is_finished()]
+        finished = [trial for trial in recorded_trials(run) if trial.state.is_finished()]
         trials = [_translated(space, study, trial) for trial in finished]
         if not any(trials):
             raise UserError(f"{where}: no trial of {name} lies in this space")
         found += [trial for trial in trials if trial is not None]
     return found
-
-
-def _trials_of(run: RunFolder) -> list[FrozenTrial]:
-    with tempfile.TemporaryDirectory() as folder:
-        url = run.study_url
-        if run.study.exists():
-            # A copy: the other search may be running, or its folder be read-only.
-            for file in run.path.glob(f"{run.study.name}*"):
-                shutil.copy(file, folder)
-            url = sqlite_url(Path(folder) / run.study.name)
-        return optuna.load_study(study_name=run.study_name, storage=url).get_trials()
 
 
 def _translated(space: SearchSpace, study: TrialStudy, trial: FrozenTrial) -> FrozenTrial | None:

@@ -1,18 +1,19 @@
 """A search in a made-up world, which can be killed at any of its durable writes and gone on with.
 
-    python simulated.py FOLDER ADDRESS [KILL_AT]
+    python simulated.py FOLDER ADDRESS [--kill-at MOMENT] [--trials N] [--slots N]
 
 Everything is real but the slots: Ray Tune, the study, the scheduler, MLflow. The world has a clock:
 of all trials under way, that whose epoch ends first reports first, and the next does when all that
-followed from it is done. So the end depends on nothing but the space and its seed.
+followed from it is done. So the end depends on nothing but the space, its seed and the slots. A
+search that is there is gone on with, and extended where it is to have more trials.
 """
 
+import argparse
 import asyncio
 import json
 import os
 import random
 import signal
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -41,11 +42,6 @@ SPACE = SearchSpace.model_validate(
         "scheduler": {"name": "asha", "grace_period": 1, "reduction_factor": 2},
     }
 )
-
-
-def study_name(folder: Path) -> str:
-    """Of a search in `folder`, also where the study is kept elsewhere."""
-    return f"simulated in {folder.name}"
 
 
 def duration(number: int, epoch: int) -> float:
@@ -87,11 +83,13 @@ class World:
 
     Args:
         file: What a trial's slot knows of the time, which does not end with the driver.
+        slots: How many trials are under way at once.
         open_trials: Trials that the search has not ended yet.
     """
 
-    def __init__(self, file: Path, open_trials: int) -> None:
+    def __init__(self, file: Path, slots: int, open_trials: int) -> None:
         self._file = file
+        self._slots = slots
         self._open = open_trials
         self._runs: dict[str, Run] = {}
         self._trained, self._now, self._begun = 0, 0.0, dict[str, float]()
@@ -144,7 +142,7 @@ class World:
     def _turn(self) -> None:
         """Lets the first epoch end, when all slots wait for one."""
         waiting = [run for run in self._runs.values() if run.asker and not run.asker.done()]
-        if not waiting or len(waiting) < min(SLOTS, self._open):
+        if not waiting or len(waiting) < min(self._slots, self._open):
             return
         run = min(waiting, key=lambda run: (run.end, run.number))
         assert run.asker
@@ -198,11 +196,12 @@ class Writes:
         return watched
 
 
-def main(folder: Path, address: str, kill_at: int) -> None:
+def main(folder: Path, address: str, *, kill_at: int, trials: int, slots: int) -> None:
     """The search, from where it is to its end, or to the process's."""
     import ray
     from optuna.trial import TrialState
 
+    from cifartune.extend import space_to_resume
     from cifartune.tracking import MlflowTracker
     from cifartune.tuning.cluster import cluster
     from cifartune.tuning.search import run_trials
@@ -213,19 +212,25 @@ def main(folder: Path, address: str, kill_at: int) -> None:
     uri = f"sqlite:///{folder / 'mlflow.db'}"
     if (runs / SPACE.name).exists():
         run = RunFolder.open(runs, SPACE.name)
+        space = space_to_resume(run, [f"search.num_trials={trials}"])
     else:
-        run = RunFolder.create(runs, SPACE, SPACE.name, tracking_uri=uri)
+        search = SPACE.search.model_copy(update={"num_trials": trials})
+        space = SPACE.model_copy(update={"search": search})
+        storage = os.environ.get("STUDY_STORAGE", "")
+        run = RunFolder.create(runs, space, space.name, tracking_uri=uri, storage=storage)
     tracker = MlflowTracker(uri, run, {})
     tracker.check()  # the store's tables are MLflow's affair
     with cluster(address):
         writes.watch()
-        url = os.environ.get("STUDY_STORAGE") or run.study_url
-        study = TrialStudy(SPACE, url=url, name=study_name(folder))
+        study = TrialStudy(space, url=run.study_url, name=run.study_name)
         tracker.catch_up(study)
         ended = sum(trial.state.is_finished() for trial in study.trials)
-        world: Any = ray.remote(num_cpus=0)(World).remote(folder / "world.json", TRIALS - ended)
+        world: Any = ray.remote(num_cpus=0)(World)
         pool: Any = SimpleNamespace(
-            board=world, shape=SimpleNamespace(count=SLOTS), storage=run.ray, lost=""
+            board=world.remote(folder / "world.json", slots, trials - ended),
+            shape=SimpleNamespace(count=slots),
+            storage=run.ray,
+            lost="",
         )
         run_trials(
             study, pool, folder=run.trials, data_root=folder, splits=folder, observers=[tracker]
@@ -237,4 +242,10 @@ def main(folder: Path, address: str, kill_at: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]) if len(sys.argv) > 3 else 0)
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("address")
+    parser.add_argument("--kill-at", type=int, default=0)
+    parser.add_argument("--trials", type=int, default=TRIALS)
+    parser.add_argument("--slots", type=int, default=SLOTS)
+    main(**vars(parser.parse_args()))

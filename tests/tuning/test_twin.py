@@ -19,8 +19,10 @@ import pytest
 import ray
 import simulated
 
+from cifartune.check import check_run
+from cifartune.runs import RunFolder
 from cifartune.tuning.cluster import load_ray
-from cifartune.tuning.study import sqlite_url
+from cifartune.tuning.recorded import recorded_trials
 
 MOMENTS = 20
 
@@ -35,23 +37,22 @@ def address() -> Iterator[str]:
 
 
 def search(
-    folder: Path, address: str, kill_at: int = 0, storage: str = ""
+    folder: Path, address: str, *options: str, kill_at: int = 0, storage: str = ""
 ) -> "subprocess.CompletedProcess[str]":
     folder.mkdir(exist_ok=True)
-    command = [sys.executable, simulated.__file__, str(folder), address, str(kill_at)]
+    command = [sys.executable, simulated.__file__, str(folder), address, *options]
+    command += ["--kill-at", str(kill_at)]
     environment = {**os.environ, "STUDY_STORAGE": storage}
     return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
 
 
-def ended(folder: Path, storage: str = "") -> list[Any]:
-    """What the study says of each trial in the end."""
-    url = storage or sqlite_url(folder / "runs" / "simulated" / "study.db")
-    database = optuna.storages.RDBStorage(url)
-    study = optuna.load_study(study_name=simulated.study_name(folder), storage=database)
-    trials = study.get_trials()
-    database.remove_session()
-    database.engine.dispose()
-    return [(t.number, t.state, t.params, t.intermediate_values, t.values) for t in trials]
+def ended(folder: Path) -> list[Any]:
+    """What the study says of each trial in the end, which MLflow and the files have to agree to."""
+    run = RunFolder.open(folder / "runs", simulated.SPACE.name)
+    assert check_run(run, folder) == []
+    return [
+        (t.number, t.state, t.params, t.intermediate_values, t.values) for t in recorded_trials(run)
+    ]
 
 
 def trained(folder: Path) -> int:
@@ -87,7 +88,7 @@ def test_a_killed_search_ends_as_its_twin(
 ) -> None:
     unbroken, told = twin
     kill_at = told["moments"] * moment // (MOMENTS + 1)
-    assert search(tmp_path, address, kill_at).returncode == -signal.SIGKILL
+    assert search(tmp_path, address, kill_at=kill_at).returncode == -signal.SIGKILL
     result = search(tmp_path, address)
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout.splitlines()[-1])["best"] == told["best"]
@@ -103,6 +104,24 @@ def test_a_killed_search_ends_as_its_twin(
     # Every epoch that the study knows is logged, and none twice.
     values = sum(len(trial[3]) for trial in ended(unbroken))
     assert epochs == (values, values)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("slots", ["1", "3"])
+def test_a_search_extended_equals_one_that_was_longer_from_the_start(
+    address: str, tmp_path: Path, slots: str
+) -> None:
+    """Value by value with one slot; with several, the trials of before stay as they were."""
+    for name, trials in (("long", "40"), ("extended", "20")):
+        result = search(tmp_path / name, address, "--trials", trials, "--slots", slots)
+        assert result.returncode == 0, result.stderr
+    before = ended(tmp_path / "extended")
+    result = search(tmp_path / "extended", address, "--trials", "40", "--slots", slots)
+    assert result.returncode == 0, result.stderr
+    after = ended(tmp_path / "extended")
+    assert (len(before), len(after), after[:20]) == (20, 40, before)
+    if slots == "1":
+        assert after == ended(tmp_path / "long")
 
 
 @pytest.fixture(scope="module")
@@ -138,8 +157,8 @@ def test_a_killed_search_in_postgresql_ends_as_its_twin(
     twin: tuple[Path, dict[str, Any]], address: str, postgresql: str, tmp_path: Path
 ) -> None:
     unbroken, told = twin
-    killed = search(tmp_path, address, told["moments"] // 2, postgresql)
+    killed = search(tmp_path, address, kill_at=told["moments"] // 2, storage=postgresql)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     result = search(tmp_path, address, storage=postgresql)
     assert result.returncode == 0, result.stderr
-    assert ended(tmp_path, postgresql) == ended(unbroken)
+    assert ended(tmp_path) == ended(unbroken)

@@ -1,0 +1,210 @@
+"""Whether all that a search left behind fits together: its study, its files and its MLflow runs."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from optuna.trial import FrozenTrial, TrialState
+
+from cifartune.config import SearchSpace, load_space
+from cifartune.data.splits import Splits
+from cifartune.errors import UserError, first_line
+from cifartune.runs import RunFolder
+from cifartune.tracking import LoggedRun, final_status, is_sent, read_runs
+from cifartune.tuning.checkpoints import Checkpoints
+from cifartune.tuning.disk import WEIGHTS
+from cifartune.tuning.recorded import recorded_trials
+from cifartune.tuning.study import REFUSED, TrialStudy, attributes, kept_epoch
+
+CLOSE = 1e-9
+"""How far apart two notes of one number may lie: stores may keep other formats of floats."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that does not fit.
+
+    Attributes:
+        where: What it is about: a trial, a file, a run of MLflow.
+        what: What is wrong with it.
+    """
+
+    where: str
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.what}"
+
+
+def check_run(run: RunFolder, data_root: Path) -> list[Finding]:
+    """Reads a search that nobody is at, from end to end, and changes nothing.
+
+    Args:
+        run: The search's folder.
+        data_root: The prepared images, for their labels.
+
+    Raises:
+        UserError: There is no trial yet, or the study or the tracking store cannot be read.
+    """
+    space = load_space(run.space_file)
+    try:
+        trials = recorded_trials(run)
+    except KeyError:
+        trials = []
+    if not trials:
+        raise UserError(f"{run.path}: there is no trial to check")
+    return [
+        *_of_study(run, space, trials),
+        *_of_files(run, space, trials, data_root),
+        *_of_mlflow(run, space.target.metric, trials),
+    ]
+
+
+def _of_study(run: RunFolder, space: SearchSpace, trials: list[FrozenTrial]) -> Iterator[Finding]:
+    """Each trial has the epochs, the value and the reasons that its state asks for."""
+    study = TrialStudy(space)
+    for trial in trials:
+        where, known, epochs = f"trial {trial.number}", attributes(trial), trial.intermediate_values
+        if trial.state is TrialState.RUNNING and run.result.exists():
+            yield Finding(where, "is RUNNING, and the search is finished")
+        if sorted(epochs) != list(range(1, len(epochs) + 1)):
+            yield Finding(where, f"has values of the epochs {sorted(epochs)}, with gaps")
+        if trial.state is TrialState.FAIL and not known.get("failure"):
+            yield Finding(where, "failed, and the kind of the failure is not recorded")
+        if trial.state is not TrialState.COMPLETE:
+            continue
+        last = study.recipe(trial).last_epoch
+        if not epochs or max(epochs) > last:
+            yield Finding(where, f"is complete with {len(epochs)} epochs of {last}")
+        elif trial.values and trial.values[0] != epochs[kept_epoch(trial)]:
+            told = f"has the value {trial.values[0]}, and {epochs[kept_epoch(trial)]} at its epoch"
+            yield Finding(where, told)
+
+
+def _of_files(
+    run: RunFolder, space: SearchSpace, trials: list[FrozenTrial], data_root: Path
+) -> Iterator[Finding]:
+    """Files are whole, belong to something, and say what the study says."""
+    for path in sorted(run.trials.iterdir()) if run.trials.is_dir() else ():
+        if not path.is_dir():
+            continue
+        if not path.name.isdigit() or int(path.name) >= len(trials):
+            yield Finding(_short(run, path), "belongs to no trial of the study")
+            continue
+        yield from _of_trial_folder(run, path, trials[int(path.name)])
+    for path in sorted(run.path.rglob(".*")):
+        if len(path.name) == 33 and path.is_file():  # see write_atomically
+            yield Finding(_short(run, path), "was left half-written by a process that died")
+    if run.result.exists():
+        yield from _of_result(run, space, trials, data_root)
+
+
+def _of_trial_folder(run: RunFolder, path: Path, trial: FrozenTrial) -> Iterator[Finding]:
+    checkpoints = Checkpoints(path)
+    for file in checkpoints.damaged():
+        yield Finding(_short(run, file), "is damaged; a resumed search takes the one before it")
+    epochs = trial.intermediate_values
+    if trial.state.is_finished() and checkpoints.epoch:
+        yield Finding(_short(run, path), "has checkpoints, and its trial is over")
+    elif checkpoints.epoch > max(epochs, default=0):
+        told = f"goes to epoch {checkpoints.epoch}, and the study to {max(epochs, default=0)}"
+        yield Finding(_short(run, path), told)
+    if (path / WEIGHTS).exists():
+        yield from _of_weights(run, path / WEIGHTS)
+
+
+def _of_weights(run: RunFolder, path: Path) -> Iterator[Finding]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            list(file.keys())
+    except (OSError, SafetensorError) as error:
+        yield Finding(_short(run, path), f"cannot be read: {first_line(error)}")
+
+
+def _of_result(
+    run: RunFolder, space: SearchSpace, trials: list[FrozenTrial], data_root: Path
+) -> Iterator[Finding]:
+    """The outcome follows from the study and the folds' logits."""
+    from cifartune.data import load_train
+    from cifartune.refit import out_of_fold_logits
+    from cifartune.tuning.jobs import LOGITS
+
+    result = json.loads(run.result.read_text())
+    where = _short(run, run.result)
+    counted = [t for t in trials if attributes(t).get("failure") != REFUSED]
+    if result["trials"]["total"] != len(counted):
+        told = f"tells of {result['trials']['total']} trials, and the study of {len(counted)}"
+        yield Finding(where, told)
+    labels, splits = load_train(data_root).labels, Splits.load(run.splits)
+    for candidate in result["candidates"]:
+        number, folds = candidate["trial"], space.refit.folds
+        missing = [f for f in range(folds) if not (run.fold(number, f) / LOGITS).exists()]
+        if missing:
+            yield Finding(f"refit of trial {number}", f"folds without logits: {missing}")
+            continue
+        for fold in range(folds):
+            yield from _of_weights(run, run.fold(number, fold) / WEIGHTS)
+        logits, used = out_of_fold_logits(run, splits, number, folds), splits.fold >= 0
+        accuracy = float((logits.argmax(1) == labels)[used].mean())
+        if abs(accuracy - candidate["cv_accuracy"]["value"]) > CLOSE:
+            yield Finding(
+                where,
+                f"has {candidate['cv_accuracy']['value']} for the refit of trial {number}, and its "
+                f"logits say {accuracy}",
+            )
+
+
+def _of_mlflow(run: RunFolder, metric: str, trials: list[FrozenTrial]) -> Iterator[Finding]:
+    """Each trial that began has one run, with its state and its values, and nothing is RUNNING."""
+    if not is_sent(run.tracking):
+        told = f"has not got all events of this search; send them with: {run.sync_command}"
+        yield Finding("MLflow", told)
+        return
+    runs = read_runs(run.tracking_uri, run, metric)
+    for key, count in Counter(found.key for found in runs).items():
+        if count > 1:
+            yield Finding(f"MLflow: {key}", f"is there {count} times")
+    by_key = {found.key: found for found in runs}
+    if "search" not in by_key:
+        yield Finding("MLflow", "has no run of this search")
+    for key, found in sorted(by_key.items()):
+        number = key.removeprefix("trial-")
+        if number.isdigit() and int(number) >= len(trials):
+            yield Finding(f"MLflow: {key}", "is no trial of the study")
+        if found.status == "RUNNING":
+            told = f"is RUNNING, and no process is at it; set it right with: {run.sync_command}"
+            yield Finding(f"MLflow: {key}", told)
+        elif run.result.exists() and not number.isdigit() and found.status != "FINISHED":
+            yield Finding(f"MLflow: {key}", f"is {found.status}, and the search is finished")
+    for trial in trials:
+        key = f"trial-{trial.number}"
+        if key in by_key:
+            yield from _of_logged(trial, by_key[key])
+        elif trial.intermediate_values:
+            yield Finding(f"MLflow: {key}", "is missing")
+
+
+def _of_logged(trial: FrozenTrial, logged: LoggedRun) -> Iterator[Finding]:
+    """A trial's run says what the study says."""
+    where = f"MLflow: {logged.key}"
+    if trial.state.is_finished() and logged.status != final_status(trial):
+        yield Finding(where, f"is {logged.status}, and the trial is {trial.state.name}")
+    steps = Counter(step for step, _ in logged.values)
+    if doubled := [step for step, count in steps.items() if count > 1]:
+        yield Finding(where, f"has the epochs {doubled} more than once")
+    epochs = trial.intermediate_values
+    if missing := sorted(epochs.keys() - steps.keys()):
+        yield Finding(where, f"lacks the epochs {missing}")
+    for step, value in logged.values:
+        if step not in epochs:
+            yield Finding(where, f"has an epoch {step}, which the study does not know")
+        elif abs(value - epochs[step]) > CLOSE:
+            yield Finding(where, f"has {value} at epoch {step}, and the study {epochs[step]}")
+
+
+def _short(run: RunFolder, path: Path) -> str:
+    return str(path.relative_to(run.path))
