@@ -15,12 +15,16 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 from measured import RESULTS, ROOT, commit
 
-EPOCH = re.compile(r"trial +0 +epoch 1/.* ([\d.]+) s ")
+FIRST = re.compile(r"trial +0 +epoch 1/.* ([\d.]+) s ")
+TRIAL = re.compile(r"trial +\d+ +epoch .* ([\d.]+) s ")
+FOLD = re.compile(r"(refit of trial +\d+ +fold +\d+) +epoch .* ([\d.]+) s$")
+SLOTS = re.compile(r" on (\d+) slots? of ")
 
 
 def main() -> None:
@@ -39,6 +43,7 @@ def main() -> None:
 def measure(space: Path, *, smoke: bool) -> dict[str, Any]:
     """Runs `space` in an empty folder and times what appears on the screen."""
     command = [sys.executable, "-m", "cifartune", "search", str(space), *["--smoke"] * smoke]
+    trained, folds, slots = 0.0, defaultdict[str, float](float), 0
     with tempfile.TemporaryDirectory() as folder:
         start, seen = time.monotonic(), {}
         search = subprocess.Popen(
@@ -54,9 +59,15 @@ def measure(space: Path, *, smoke: bool) -> dict[str, Any]:
             print(f"{now:7.1f}  {line}", end="", flush=True)
             if "Ray dashboard" in line:
                 seen["ray_is_up"] = now
-            if (epoch := EPOCH.match(line)) and "first_result" not in seen:
-                seen["first_training_step"] = round(now - float(epoch[1]), 1)
+            if (first := FIRST.match(line)) and "first_result" not in seen:
+                seen["first_training_step"] = round(now - float(first[1]), 1)
                 seen["first_result"] = now
+            if told := SLOTS.search(line):
+                slots = int(told[1])
+            if epoch := TRIAL.match(line):
+                trained += float(epoch[1])
+            if epoch := FOLD.match(line):
+                folds[epoch[1]] += float(epoch[2])
         if search.wait():
             raise SystemExit(f"the search ended with exit code {search.returncode}")
         seen["end"] = round(time.monotonic() - start, 1)
@@ -67,8 +78,25 @@ def measure(space: Path, *, smoke: bool) -> dict[str, Any]:
         "date": datetime.date.today().isoformat(),
         "commit": commit(),
         "seconds_on_the_screen": seen,
+        "share_of_slot_time_in_the_trainer": {
+            "search": round(trained / (slots * result["seconds"]["search"]), 4),
+            # Of what the best schedule of the folds would take.
+            "refit": round(best_end(list(folds.values()), slots) / result["seconds"]["refit"], 4),
+        },
         "result": result,
     }
+
+
+def best_end(seconds: list[float], slots: int) -> float:
+    """When jobs of those lengths could all be done at the earliest, in seconds: tried out."""
+    loads = {(0.0,) * slots}
+    for length in seconds:
+        loads = {
+            tuple(sorted(round(load + length * (at == slot), 1) for at, load in enumerate(before)))
+            for before in loads
+            for slot in range(slots)
+        }
+    return min(max(load) for load in loads)
 
 
 if __name__ == "__main__":
