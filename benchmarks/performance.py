@@ -7,7 +7,7 @@ What has not been measured is said to be so.
 
 import json
 from collections.abc import Callable, Iterator
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any
 
 from measured import RESULTS, ROOT
@@ -107,6 +107,8 @@ def sections() -> Iterator[str]:
     yield from section("The generator beside a loop by hand", "generator", generator)
     yield from section("Augmentation", "augmentation", augmentation)
     yield from section("What a trial costs beyond its training", "overhead", overhead)
+    yield from section("From the command to the first step", "start", start)
+    yield from section("Slots at work", "quick_search", slots)
     yield from section("Deciding in a large search", "simulated_search", simulated)
 
 
@@ -236,6 +238,37 @@ def overhead(result: Result) -> Iterator[str]:
         f"\nThe documented pattern takes {result['times_less']:.0f} times as much. From the first "
         f"50 trials to the last 50, memory grew by {percent(growth['memory'], 1)} and processor "
         f"time a trial by {percent(growth['processor_time'], 1)} (bar: 5 %)."
+    )
+
+
+def start(result: Result) -> Iterator[str]:
+    """How long a search takes to begin."""
+    yield (
+        f"Seconds from the command to what the search of {result['file']} prints, median of "
+        f"{len(result['starts']['cached'])} on {where(result)}. Bar: the first steps of all slots "
+        "within 20 s where the probe was made before; else it measures a minute's worth of the "
+        "space's networks and modes first.\n"
+    )
+    yield "| | Ray is up | the plan is made | the first steps of all slots |"
+    yield "|---|---|---|---|"
+    for kind, told in (("cached", "probed before"), ("uncached", "never probed")):
+        cells = [
+            f"{median(one[event] for one in result['starts'][kind]):.1f}"
+            for event in ("ray_is_up", "plan_is_made", "first_steps")
+        ]
+        yield f"| {told} | {' | '.join(cells)} |"
+
+
+def slots(result: Result) -> Iterator[str]:
+    """How much of their time slots spend in the trainer."""
+    shares = result.get("share_of_slot_time_in_the_trainer")
+    if shares is None:
+        yield NOT_MEASURED
+        return
+    yield (
+        f"{result['result']['name']}, {where(result['result'])}: {percent(shares['search'], 1)} of "
+        "the slots' time in the search is the trainer's (bar: 92 %). The best schedule of the "
+        f"refit's folds would take {percent(shares['refit'], 1)} of the refit's time (bar: 92 %)."
     )
 
 

@@ -26,6 +26,14 @@ def test_the_documents_say_what_was_measured() -> None:
     assert (ROOT / "docs" / "SOURCES.md").read_text() == table()
 
 
+def test_the_best_schedule_of_jobs_is_found() -> None:
+    from quick_search import best_end
+
+    assert best_end([3, 3, 2, 2, 2], 2) == 6  # the longest first would end at 7
+    assert best_end([5.0] * 15, 2) == 40
+    assert best_end([9, 1, 1], 3) == 9
+
+
 def test_the_bare_loop_learns(recipe: Recipe, split: SplitImages) -> None:
     from bare_loop import BareLoop
 

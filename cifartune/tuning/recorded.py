@@ -5,6 +5,7 @@ import tempfile
 from pathlib import Path
 
 import optuna
+from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial
 
 from cifartune.runs import RunFolder
@@ -24,4 +25,9 @@ def recorded_trials(run: RunFolder) -> list[FrozenTrial]:
             for file in run.path.glob(f"{run.study.name}*"):
                 shutil.copy(file, folder)
             url = sqlite_url(Path(folder) / run.study.name)
-        return optuna.load_study(study_name=run.study_name, storage=url).get_trials()
+        database = RDBStorage(url)
+        try:
+            return optuna.load_study(study_name=run.study_name, storage=database).get_trials()
+        finally:
+            database.remove_session()
+            database.engine.dispose()

@@ -24,6 +24,9 @@ from cifartune.runs import RunFolder
 from cifartune.tuning.cluster import load_ray
 from cifartune.tuning.recorded import recorded_trials
 
+# mlflow's own tables, as SQLAlchemy sees them.
+pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
+
 MOMENTS = 20
 
 

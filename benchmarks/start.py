@@ -1,0 +1,99 @@
+"""Times a search from the command to the first training step of all its slots.
+
+    python benchmarks/start.py [FILE] [--runs N]
+
+FILE's search is started N times with nothing measured before, and N times with what that left
+beside the images: the probe of the space and the modes of its networks. Each is ended by Ctrl-C
+when all slots have told their first epoch. What passes until then is divided by what the command
+prints: Ray is up, the plan is made, the first steps are taken.
+"""
+
+import argparse
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+
+from measured import RESULTS, ROOT, keep
+
+from cifartune.data import default_root
+
+FIRST = re.compile(r"trial +(\d+) +epoch 1/.* ([\d.]+) s ")
+SLOTS = re.compile(r" on (\d+) slots? of ")
+MEASURED = ("modes", "probes")
+
+
+def main(options: argparse.Namespace) -> None:
+    """Starts the search again and again."""
+    found: dict[str, list[dict[str, float]]] = {"uncached": [], "cached": []}
+    for run in range(options.runs):
+        with tempfile.TemporaryDirectory() as temporary:
+            data = Path(temporary)
+            for path in default_root().iterdir():
+                if path.name not in MEASURED:
+                    (data / path.name).symlink_to(path)
+            for kind, starts in found.items():
+                starts.append(start(options.file.resolve(), data))
+                print(f"{run + 1}/{options.runs} {kind}: {starts[-1]}", flush=True)
+    keep(
+        RESULTS / "start.json",
+        f"python benchmarks/start.py {options.file.relative_to(ROOT)} --runs {options.runs}",
+        file=options.file.name,
+        seconds_to_the_first_step_of_all_slots={
+            kind: round(median(one["first_steps"] for one in starts), 1)
+            for kind, starts in found.items()
+        },
+        starts=found,
+    )
+
+
+def start(file: Path, data: Path) -> dict[str, float]:
+    """Seconds from the command until each thing that it prints, and until the first steps."""
+    with tempfile.TemporaryDirectory() as folder:
+        begun, seen, slots = time.monotonic(), dict[str, float](), 0
+        steps = dict[str, float]()
+        search = subprocess.Popen(
+            [sys.executable, "-m", "cifartune", "search", str(file)],
+            cwd=folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env={**os.environ, "PYTHONUNBUFFERED": "1", "CIFARTUNE_DATA": str(data)},
+        )
+        assert search.stdout
+        for line in search.stdout:
+            now = time.monotonic() - begun
+            if "Ray dashboard" in line:
+                seen["ray_is_up"] = round(now, 1)
+            if re.match(r" +plan ", line):
+                seen["plan_is_made"] = round(now, 1)
+            if told := SLOTS.search(line):
+                slots = int(told[1])
+            if epoch := FIRST.match(line):
+                steps[epoch[1]] = now - float(epoch[2])
+            if slots and len(steps) == slots:
+                break
+        seen["first_steps"] = round(max(steps.values()), 1)
+        for _ in range(2):
+            search.send_signal(signal.SIGINT)
+            time.sleep(1)
+        search.communicate(timeout=60)
+    return seen
+
+
+def arguments() -> argparse.Namespace:
+    """What the command line says."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    quick = ROOT / "search_spaces" / "quick.yaml"
+    parser.add_argument("file", nargs="?", type=Path, default=quick)
+    parser.add_argument("--runs", type=int, default=3)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main(arguments())
