@@ -27,6 +27,9 @@ TEST_IMAGES = 10_000
 EXPORT_SECONDS = 2.0
 """To export and log one fold's network, about; measured on two cores."""
 
+PROCESS_SECONDS = 10.0
+"""To start the processes of a job that has its own, about; measured on two cores."""
+
 TRIAL_BYTES = 20_000
 """Of databases for a trial and its epochs, about."""
 
@@ -239,7 +242,7 @@ class _Costs:
         """Seconds of a trial that is trained for `epochs`."""
         cost, space = self.of(recipe), self._space
         trained = _epochs(cost, epochs, space.train_images, space.data.validation)
-        return cost.build_seconds + trained
+        return self._begin(cost) + trained
 
     def fold(self, recipe: Recipe) -> float:
         """Seconds of one fold of a recipe's refit."""
@@ -247,7 +250,12 @@ class _Costs:
         held_out = images / self._space.refit.folds
         trained = _epochs(cost, recipe.last_epoch, images - held_out, held_out)
         predicted = recipe.views * held_out / (cost.predict_rate or cost.eval_rate)
-        return cost.build_seconds + trained + predicted * (1 + _snapshots(recipe))
+        return self._begin(cost) + trained + predicted * (1 + _snapshots(recipe))
+
+    def _begin(self, cost: Cost) -> float:
+        """Seconds until a job's first step."""
+        is_new = self._space.resources.isolation == "process"
+        return cost.build_seconds + PROCESS_SECONDS * is_new
 
     def whole_epoch(self, recipe: Recipe) -> float:
         """Seconds of the first epoch on all images of the refit, and of what follows the last."""

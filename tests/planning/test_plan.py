@@ -85,6 +85,14 @@ def test_snapshots_and_the_best_epoch_cost_time_and_disk() -> None:
     assert best.disk == plain.disk + 2 * 2_000_000
 
 
+def test_processes_of_their_own_take_each_job_ten_seconds() -> None:
+    plain, isolated = (
+        plan_of(make_space(resources={"isolation": kind})) for kind in ("slot", "process")
+    )
+    assert isolated.search == pytest.approx(plain.search + 10 * 10)
+    assert isolated.refit == pytest.approx(plain.refit + 10 * 10)
+
+
 def test_two_slots_take_half_the_time_of_the_same_devices() -> None:
     one, two = plan_of(make_space()), plan_of(make_space(), slots=2, gpus=0.5)
     assert two.search == one.search / 2
