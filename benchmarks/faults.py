@@ -24,7 +24,7 @@ def main(options: argparse.Namespace) -> None:
     """Tries all moments, one after the other."""
     import ray
     import simulated
-    from test_twin import ended, search
+    from test_twin import ended, findings, search
 
     from cifartune.tuning.cluster import load_ray
 
@@ -42,6 +42,7 @@ def main(options: argparse.Namespace) -> None:
             first = search(killed, address, kill_at=kill_at, storage=options.storage)
             second = search(killed, address, storage=options.storage)
             is_equal = second.returncode == 0 and ended(killed) == expected
+            is_equal = is_equal and not findings(killed)
             if first.returncode != -signal.SIGKILL or not is_equal:
                 differing.append(kill_at)
             print(f"{number}/{count}: killed at {kill_at} of {moments}, {is_equal=}", flush=True)

@@ -109,6 +109,7 @@ def sections() -> Iterator[str]:
     yield from section("What a trial costs beyond its training", "overhead", overhead)
     yield from section("From the command to the first step", "start", start)
     yield from section("Slots at work", "quick_search", slots)
+    yield from section("Saving state", "saving", saving)
     yield from section("Deciding in a large search", "simulated_search", simulated)
 
 
@@ -269,6 +270,16 @@ def slots(result: Result) -> Iterator[str]:
         f"{result['result']['name']}, {where(result['result'])}: {percent(shares['search'], 1)} of "
         "the slots' time in the search is the trainer's (bar: 92 %). The best schedule of the "
         f"refit's folds would take {percent(shares['refit'], 1)} of the refit's time (bar: 92 %)."
+    )
+
+
+def saving(result: Result) -> Iterator[str]:
+    """What it costs that nothing is lost."""
+    parts = ", ".join(f"{name} {percent(share)}" for name, share in result["share"].items())
+    yield (
+        f"{result['trials']} trials of {result['file']}'s baseline with every epoch saved, "
+        f"{where(result)}: {percent(result['share_of_all'])} of the time is writing (bar: 2 %): "
+        f"{parts}."
     )
 
 

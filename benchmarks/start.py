@@ -42,7 +42,7 @@ def main(options: argparse.Namespace) -> None:
                 print(f"{run + 1}/{options.runs} {kind}: {starts[-1]}", flush=True)
     keep(
         RESULTS / "start.json",
-        f"python benchmarks/start.py {options.file.relative_to(ROOT)} --runs {options.runs}",
+        f"python benchmarks/start.py search_spaces/{options.file.name} --runs {options.runs}",
         file=options.file.name,
         seconds_to_the_first_step_of_all_slots={
             kind: round(median(one["first_steps"] for one in starts), 1)
@@ -61,12 +61,11 @@ def start(file: Path, data: Path) -> dict[str, float]:
             [sys.executable, "-m", "cifartune", "search", str(file)],
             cwd=folder,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
             text=True,
             env={**os.environ, "PYTHONUNBUFFERED": "1", "CIFARTUNE_DATA": str(data)},
         )
         assert search.stdout
-        for line in search.stdout:
+        for line in search.stdout:  # to its end where the search fails
             now = time.monotonic() - begun
             if "Ray dashboard" in line:
                 seen["ray_is_up"] = round(now, 1)
@@ -78,6 +77,8 @@ def start(file: Path, data: Path) -> dict[str, float]:
                 steps[epoch[1]] = now - float(epoch[2])
             if slots and len(steps) == slots:
                 break
+        if len(steps) < max(slots, 1):
+            raise SystemExit(f"the search ended with exit code {search.wait()}")
         seen["first_steps"] = round(max(steps.values()), 1)
         for _ in range(2):
             search.send_signal(signal.SIGINT)

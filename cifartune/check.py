@@ -5,12 +5,14 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
 from cifartune.config import SearchSpace, load_space
 from cifartune.data.splits import Splits
 from cifartune.errors import UserError, first_line
+from cifartune.files import leftovers
 from cifartune.runs import RunFolder
 from cifartune.tracking import LoggedRun, final_status, is_sent, read_runs
 from cifartune.tuning.checkpoints import Checkpoints
@@ -41,12 +43,14 @@ class Finding:
 def check_run(run: RunFolder, data_root: Path) -> list[Finding]:
     """Reads a search that nobody is at, from end to end, and changes nothing.
 
+    What a resumed search mends by itself is no finding, where the search is not finished.
+
     Args:
         run: The search's folder.
-        data_root: The prepared images, for their labels.
+        data_root: The prepared images, for their labels; of a finished search alone.
 
     Raises:
-        UserError: There is no trial yet, or the study or the tracking store cannot be read.
+        UserError: There is no trial yet, or the study cannot be read.
     """
     space = load_space(run.space_file)
     try:
@@ -55,16 +59,22 @@ def check_run(run: RunFolder, data_root: Path) -> list[Finding]:
         trials = []
     if not trials:
         raise UserError(f"{run.path}: there is no trial to check")
-    return [
-        *_of_study(run, space, trials),
-        *_of_files(run, space, trials, data_root),
-        *_of_mlflow(run, space.target.metric, trials),
-    ]
+    findings = [*_of_study(run, space, trials), *_of_files(run, trials)]
+    candidates = []
+    if run.result.exists():
+        try:
+            result = json.loads(run.result.read_text())
+            candidates = [candidate["trial"] for candidate in result["candidates"]]
+            findings += _of_outcome(run, space.refit.folds, trials, result, data_root)
+        except (ValueError, KeyError) as error:
+            findings.append(Finding(run.result.name, f"cannot be read: {first_line(error)}"))
+    return [*findings, *_of_mlflow(run, space.target.metric, trials, candidates)]
 
 
 def _of_study(run: RunFolder, space: SearchSpace, trials: list[FrozenTrial]) -> Iterator[Finding]:
     """Each trial has the epochs, the value and the reasons that its state asks for."""
     study = TrialStudy(space)
+    objective = [target.metric for target in space.targets].index(space.target.metric)
     for trial in trials:
         where, known, epochs = f"trial {trial.number}", attributes(trial), trial.intermediate_values
         if trial.state is TrialState.RUNNING and run.result.exists():
@@ -78,15 +88,14 @@ def _of_study(run: RunFolder, space: SearchSpace, trials: list[FrozenTrial]) -> 
         last = study.recipe(trial).last_epoch
         if not epochs or max(epochs) > last:
             yield Finding(where, f"is complete with {len(epochs)} epochs of {last}")
-        elif trial.values and trial.values[0] != epochs[kept_epoch(trial)]:
-            told = f"has the value {trial.values[0]}, and {epochs[kept_epoch(trial)]} at its epoch"
-            yield Finding(where, told)
+            continue
+        value, found = epochs.get(kept_epoch(trial)), (trial.values or [None])[objective]
+        if value != found:
+            yield Finding(where, f"has the value {found}, and {value} at its epoch")
 
 
-def _of_files(
-    run: RunFolder, space: SearchSpace, trials: list[FrozenTrial], data_root: Path
-) -> Iterator[Finding]:
-    """Files are whole, belong to something, and say what the study says."""
+def _of_files(run: RunFolder, trials: list[FrozenTrial]) -> Iterator[Finding]:
+    """Files are whole, and belong to something."""
     for path in sorted(run.trials.iterdir()) if run.trials.is_dir() else ():
         if not path.is_dir():
             continue
@@ -94,23 +103,17 @@ def _of_files(
             yield Finding(_short(run, path), "belongs to no trial of the study")
             continue
         yield from _of_trial_folder(run, path, trials[int(path.name)])
-    for path in sorted(run.path.rglob(".*")):
-        if len(path.name) == 33 and path.is_file():  # see write_atomically
-            yield Finding(_short(run, path), "was left half-written by a process that died")
     if run.result.exists():
-        yield from _of_result(run, space, trials, data_root)
+        for path in leftovers(run.path):
+            yield Finding(_short(run, path), "was left half-written by a process that died")
 
 
 def _of_trial_folder(run: RunFolder, path: Path, trial: FrozenTrial) -> Iterator[Finding]:
     checkpoints = Checkpoints(path)
     for file in checkpoints.damaged():
         yield Finding(_short(run, file), "is damaged; a resumed search takes the one before it")
-    epochs = trial.intermediate_values
-    if trial.state.is_finished() and checkpoints.epoch:
-        yield Finding(_short(run, path), "has checkpoints, and its trial is over")
-    elif checkpoints.epoch > max(epochs, default=0):
-        told = f"goes to epoch {checkpoints.epoch}, and the study to {max(epochs, default=0)}"
-        yield Finding(_short(run, path), told)
+    if run.result.exists() and checkpoints.epoch:
+        yield Finding(_short(run, path), "has checkpoints, and the search is finished")
     if (path / WEIGHTS).exists():
         yield from _of_weights(run, path / WEIGHTS)
 
@@ -125,46 +128,62 @@ def _of_weights(run: RunFolder, path: Path) -> Iterator[Finding]:
         yield Finding(_short(run, path), f"cannot be read: {first_line(error)}")
 
 
-def _of_result(
-    run: RunFolder, space: SearchSpace, trials: list[FrozenTrial], data_root: Path
+def _of_outcome(
+    run: RunFolder,
+    folds: int,
+    trials: list[FrozenTrial],
+    result: dict[str, Any],
+    data_root: Path,
 ) -> Iterator[Finding]:
     """The outcome follows from the study and the folds' logits."""
-    from cifartune.data import load_train
-    from cifartune.refit import out_of_fold_logits
-    from cifartune.tuning.jobs import LOGITS
-
-    result = json.loads(run.result.read_text())
-    where = _short(run, run.result)
     counted = [t for t in trials if attributes(t).get("failure") != REFUSED]
     if result["trials"]["total"] != len(counted):
         told = f"tells of {result['trials']['total']} trials, and the study of {len(counted)}"
-        yield Finding(where, told)
-    labels, splits = load_train(data_root).labels, Splits.load(run.splits)
+        yield Finding(run.result.name, told)
     for candidate in result["candidates"]:
-        number, folds = candidate["trial"], space.refit.folds
-        missing = [f for f in range(folds) if not (run.fold(number, f) / LOGITS).exists()]
-        if missing:
-            yield Finding(f"refit of trial {number}", f"folds without logits: {missing}")
-            continue
-        for fold in range(folds):
-            yield from _of_weights(run, run.fold(number, fold) / WEIGHTS)
-        logits, used = out_of_fold_logits(run, splits, number, folds), splits.fold >= 0
-        accuracy = float((logits.argmax(1) == labels)[used].mean())
-        if abs(accuracy - candidate["cv_accuracy"]["value"]) > CLOSE:
-            yield Finding(
-                where,
-                f"has {candidate['cv_accuracy']['value']} for the refit of trial {number}, and its "
-                f"logits say {accuracy}",
-            )
+        yield from _of_refit(run, folds, candidate, data_root)
 
 
-def _of_mlflow(run: RunFolder, metric: str, trials: list[FrozenTrial]) -> Iterator[Finding]:
-    """Each trial that began has one run, with its state and its values, and nothing is RUNNING."""
+def _of_refit(
+    run: RunFolder, folds: int, candidate: dict[str, Any], data_root: Path
+) -> Iterator[Finding]:
+    from cifartune.data import load_train
+    from cifartune.refit import out_of_fold_logits
+
+    number, told = candidate["trial"], candidate["cv_accuracy"]["value"]
+    for fold in range(folds):
+        yield from _of_weights(run, run.fold(number, fold) / WEIGHTS)
+    try:
+        splits = Splits.load(run.splits)
+        logits = out_of_fold_logits(run, splits, number, folds)
+    except (OSError, ValueError, EOFError) as error:
+        yield Finding(f"refit of trial {number}", f"logits cannot be read: {first_line(error)}")
+        return
+    right, used = logits.argmax(1) == load_train(data_root).labels, splits.fold >= 0
+    accuracy = float(right[used].mean())
+    if abs(accuracy - told) > CLOSE:
+        yield Finding(
+            run.result.name,
+            f"has {told} for the refit of trial {number}, and its logits say {accuracy}",
+        )
+
+
+def _of_mlflow(
+    run: RunFolder, metric: str, trials: list[FrozenTrial], candidates: list[int]
+) -> Iterator[Finding]:
+    """Each trial that began has one run, with its state and its values, and nothing is RUNNING.
+
+    A refit that was interrupted, and is none of the outcome's, stays so.
+    """
     if not is_sent(run.tracking):
         told = f"has not got all events of this search; send them with: {run.sync_command}"
         yield Finding("MLflow", told)
         return
-    runs = read_runs(run.tracking_uri, run, metric)
+    try:
+        runs = read_runs(run.tracking_uri, run, metric)
+    except UserError as error:
+        yield Finding("MLflow", str(error))
+        return
     for key, count in Counter(found.key for found in runs).items():
         if count > 1:
             yield Finding(f"MLflow: {key}", f"is there {count} times")
@@ -178,8 +197,11 @@ def _of_mlflow(run: RunFolder, metric: str, trials: list[FrozenTrial]) -> Iterat
         if found.status == "RUNNING":
             told = f"is RUNNING, and no process is at it; set it right with: {run.sync_command}"
             yield Finding(f"MLflow: {key}", told)
-        elif run.result.exists() and not number.isdigit() and found.status != "FINISHED":
-            yield Finding(f"MLflow: {key}", f"is {found.status}, and the search is finished")
+    if not run.result.exists():
+        return
+    for key in ["search", *(f"refit-{number}" for number in candidates)]:
+        if key in by_key and by_key[key].status not in ("FINISHED", "RUNNING"):
+            yield Finding(f"MLflow: {key}", f"is {by_key[key].status}, and the search is finished")
     for trial in trials:
         key = f"trial-{trial.number}"
         if key in by_key:
@@ -191,7 +213,7 @@ def _of_mlflow(run: RunFolder, metric: str, trials: list[FrozenTrial]) -> Iterat
 def _of_logged(trial: FrozenTrial, logged: LoggedRun) -> Iterator[Finding]:
     """A trial's run says what the study says."""
     where = f"MLflow: {logged.key}"
-    if trial.state.is_finished() and logged.status != final_status(trial):
+    if logged.status not in (final_status(trial), "RUNNING"):
         yield Finding(where, f"is {logged.status}, and the trial is {trial.state.name}")
     steps = Counter(step for step, _ in logged.values)
     if doubled := [step for step, count in steps.items() if count > 1]:

@@ -1,6 +1,7 @@
 """Files that are written whole or not at all."""
 
 import os
+import re
 import uuid
 from pathlib import Path
 
@@ -20,3 +21,8 @@ def write_atomically(path: Path, content: bytes | str) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def leftovers(folder: Path) -> list[Path]:
+    """What processes that were killed while they wrote a file left in `folder` or below."""
+    return [p for p in folder.rglob(".*") if re.fullmatch(r"\.[0-9a-f]{32}", p.name)]

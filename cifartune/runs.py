@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 from cifartune.config import SearchSpace
 from cifartune.config.extension import Changes, changed_keys
 from cifartune.config.load import dump_space, load_space
-from cifartune.errors import UserError
+from cifartune.errors import UserError, first_line
 from cifartune.files import write_atomically
 from cifartune.programs import program
 
@@ -134,6 +134,11 @@ class RunFolder:
         return self._identity("id")
 
     @property
+    def has_own_study(self) -> bool:
+        """Whether the study is a file of the run's folder, and in no other database."""
+        return not self._identity("storage")
+
+    @property
     def study_url(self) -> str:
         """The Optuna storage URL of the database with the run's study."""
         return self._identity("storage") or f"sqlite:///{self.study}"
@@ -145,7 +150,7 @@ class RunFolder:
 
     def has_trials(self) -> bool:
         """Whether a trial is recorded, finished or not."""
-        if self._identity("storage"):
+        if not self.has_own_study:
             from cifartune.tuning.study import count_trials
 
             return count_trials(self.study_url, self.study_name) > 0
@@ -160,13 +165,19 @@ class RunFolder:
         """Holds the search, so that no other process works on it; the end of the process lets go.
 
         Raises:
-            UserError: Another process holds it.
+            UserError: Another process holds it, or the folder is another user's.
         """
+        lock = FileLock(self.lock, timeout=0)
         try:
-            with FileLock(self.lock, timeout=0):
-                yield
+            lock.acquire()
         except Timeout:
             raise UserError(f"{self.path}: another process is running this search") from None
+        except OSError as error:
+            raise UserError(f"{self.lock}: cannot be locked: {error.strerror}") from None
+        try:
+            yield
+        finally:
+            lock.release()
 
     def change(self, space: SearchSpace) -> None:
         """Makes the search go on as `space`; as what it went on until now is kept."""
@@ -217,7 +228,10 @@ class RunFolder:
         return found
 
     def _identity(self, key: str) -> str:
-        return str(json.loads(self.identity.read_text()).get(key, ""))
+        try:
+            return str(json.loads(self.identity.read_text()).get(key, ""))
+        except (OSError, ValueError) as error:
+            raise UserError(f"{self.identity}: cannot be read: {first_line(error)}") from None
 
     def fold(self, trial: int, fold: int) -> Path:
         """Where the refit of a trial's recipe keeps the weights and logits of one fold."""

@@ -16,7 +16,7 @@ from cifartune.config import SearchSpace
 from cifartune.data import load_train
 from cifartune.data.splits import Splits, splits_of
 from cifartune.errors import Interrupted, UserError
-from cifartune.files import write_atomically
+from cifartune.files import leftovers, write_atomically
 from cifartune.interrupt import ctrl_c
 from cifartune.logs import log_to
 from cifartune.programs import program
@@ -89,6 +89,8 @@ class Search:
         """
         run = self.run_folder
         with run.locked():
+            for path in leftovers(run.path):
+                path.unlink(missing_ok=True)
             load_ray(self._address)
             with log_to(run.log):
                 try:
@@ -165,9 +167,10 @@ class Search:
                     self._look_ahead(pool, packing)
                 pool.patience = self._patience()
                 self._tracker.check()
-                for name in end_abandoned(run.runs, self._uri):
-                    told = f"the MLflow runs of {name}, whose process had died, are ended"
-                    self._point_out("note", told)
+                abandoned = threading.Thread(
+                    target=end_abandoned, args=(run.runs, self._uri), daemon=True
+                )
+                abandoned.start()  # which may take a while, and nobody waits for it
                 self._clock.add("start", time.monotonic() - self._started)
                 yield pool
 

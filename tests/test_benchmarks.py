@@ -32,6 +32,7 @@ def test_the_best_schedule_of_jobs_is_found() -> None:
     assert best_end([3, 3, 2, 2, 2], 2) == 6  # the longest first would end at 7
     assert best_end([5.0] * 15, 2) == 40
     assert best_end([9, 1, 1], 3) == 9
+    assert best_end([9, 1, 1], 4) == 9 and best_end([1] * 8, 4) == 2
 
 
 def test_the_bare_loop_learns(recipe: Recipe, split: SplitImages) -> None:

@@ -11,9 +11,11 @@ import pytest
 from searches import cifartune
 
 from cifartune.check import check_run
+from cifartune.config import SearchSpace
 from cifartune.errors import UserError
 from cifartune.runs import RunFolder
 from cifartune.tuning.checkpoints import Checkpoints
+from cifartune.tuning.study import TrialStudy
 
 pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
 
@@ -29,12 +31,17 @@ def run(smoke_run: Path, tmp_path: Path) -> RunFolder:
 
 
 def test_a_finished_search_fits_together(run: RunFolder, data_root: Path) -> None:
-    before = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
+    before = contents(run)
     result = cifartune("check", run.name, cwd=run.path.parents[1], CIFARTUNE_DATA=str(data_root))
     assert (result.stderr, result.returncode) == ("", 0)
     assert result.stdout == f"{run.name}: study, files and MLflow fit together\n"
-    del before[run.lock]
-    assert before.items() <= {p: p.read_bytes() for p in before}.items()  # it only looks
+    assert contents(run) == before  # it only looks
+
+
+def contents(run: RunFolder) -> dict[Path, bytes]:
+    """All files of the runs' folder, but for the lock."""
+    files = [path for path in run.runs.rglob("*") if path.is_file() and path != run.lock]
+    return {path: path.read_bytes() for path in files}
 
 
 def sql(run: RunFolder, statement: str) -> None:
@@ -67,6 +74,15 @@ def change_total(run: RunFolder) -> None:
     run.result.write_text(json.dumps(result))
 
 
+def cut_logits(run: RunFolder) -> None:
+    path = run.fold(winner(run), 0) / "logits.npy"
+    path.write_bytes(path.read_bytes()[:-10])
+
+
+def lose_store(run: RunFolder) -> None:
+    (run.runs / "mlflow.db").unlink()
+
+
 def put_checkpoint(run: RunFolder) -> None:
     Checkpoints(run.trials / "0").save(1, {})
 
@@ -80,10 +96,16 @@ CHANGES: list[tuple[Callable[[RunFolder], object], str]] = [
     (damage_fold, "fold-1/weights.safetensors: cannot be read"),
     (change_fold, "result.json: has 0"),
     (change_total, "result.json: tells of"),
-    (put_checkpoint, "trials/0: has checkpoints, and its trial is over"),
+    (put_checkpoint, "trials/0: has checkpoints, and the search is finished"),
     (damage_checkpoint, "trials/0/epoch-1.checkpoint: is damaged"),
     (lambda run: (run.trials / "99").mkdir(), "trials/99: belongs to no trial"),
-    (lambda run: shutil.rmtree(run.fold(winner(run), 0)), "folds without logits: [0]"),
+    (lambda run: shutil.rmtree(run.fold(winner(run), 0)), "fold-0/weights.safetensors: cannot be"),
+    (lambda run: (run.fold(winner(run), 0) / "logits.npy").unlink(), "logits cannot be read"),
+    (cut_logits, "logits cannot be read: "),
+    (lambda run: run.splits.unlink(), "splits.npz"),
+    (lambda run: run.result.write_text("{"), "result.json: cannot be read"),
+    (lambda run: run.result.write_text("{}"), "result.json: cannot be read"),
+    (lose_store, "mlflow.db: there is no such file"),
     (lambda run: (run.path / ("." + 32 * "a")).touch(), "was left half-written"),
     (
         lambda run: study_sql(run, "UPDATE trials SET state = 'RUNNING' WHERE number = 0"),
@@ -108,7 +130,7 @@ CHANGES: list[tuple[Callable[[RunFolder], object], str]] = [
         "trial-0: is FAILED, and the trial is COMPLETE",
     ),
     (
-        lambda run: sql(run, "UPDATE runs SET status = 'KILLED' WHERE name LIKE 'refit-%-fold-0'"),
+        lambda run: sql(run, "UPDATE runs SET status = 'KILLED' WHERE name LIKE 'refit-_'"),
         "is KILLED, and the search is finished",
     ),
     (
@@ -161,11 +183,50 @@ def test_findings_end_with_1_and_a_run_without_trials_with_2(
 ) -> None:
     put_checkpoint(run)
     result = cifartune("check", run.name, cwd=run.path.parents[1], CIFARTUNE_DATA=str(data_root))
-    assert result.stdout == "trials/0: has checkpoints, and its trial is over\n"
+    assert result.stdout == "trials/0: has checkpoints, and the search is finished\n"
     assert (result.stderr, result.returncode) == ("", 1)
-    run.study.unlink()
-    with pytest.raises(UserError, match="there is no trial to check"):
+    run.study.write_text("no database")
+    with pytest.raises(UserError, match=r"study.db: cannot be read: file is not a database$"):
         check_run(run, data_root)
+    run.study.unlink()
+    files = contents(run)
+    result = cifartune("check", run.name, cwd=run.path.parents[1], CIFARTUNE_DATA=str(data_root))
+    message = f"cifartune: {run.path}: there is no trial to check\n"
+    assert (result.returncode, result.stdout, result.stderr) == (2, "", message)
+    assert contents(run) == files
+
+
+def test_what_resume_mends_is_no_finding(run: RunFolder, data_root: Path) -> None:
+    """A search that was killed before its end, in the middle of telling MLflow."""
+    run.result.unlink()
+    put_checkpoint(run)
+    (run.path / ("." + 32 * "a")).touch()
+    sql(run, "UPDATE runs SET status = 'KILLED'")
+    sql(run, "DELETE FROM metrics WHERE key = 'val_accuracy' AND step = 1")
+    assert check_run(run, data_root) == []
+
+
+@pytest.mark.parametrize("first", ["params", "val_accuracy"])
+def test_objectives_may_come_in_any_order(tmp_path: Path, first: str) -> None:
+    objectives = [{"metric": "params", "mode": "min"}, {"metric": "val_accuracy"}]
+    space = SearchSpace.model_validate(
+        {
+            "name": "two",
+            "objectives": objectives if first == "params" else objectives[::-1],
+            "base": {"model": {"name": "speednet_small"}, "epochs": 2},
+            "parameters": {"optimizer.lr": {"min": 0.01, "max": 1.0}},
+            "search": {"sampler": "random"},
+            "scheduler": {"metric": "val_accuracy"},
+        }
+    )
+    run = RunFolder.create(tmp_path, space)
+    study = TrialStudy(space, url=run.study_url, name=run.study_name)
+    number = study.propose().number
+    study.record(number, 1, 0.5)
+    study.record(number, 2, 0.7, {}, {"params": 5})
+    study.complete(number)
+    assert study.trials[0].values == ([5, 0.7] if first == "params" else [0.7, 5])
+    assert [f for f in check_run(run, tmp_path) if f.where == "trial 0"] == []
 
 
 def test_a_trial_without_a_reason_is_found(run: RunFolder, data_root: Path) -> None:

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from cifartune.clock import Clock
@@ -32,5 +33,6 @@ def test_a_killed_process_loses_seconds_alone(tmp_path: Path) -> None:
         process.stdout.readline()
         while Clock(path).seconds.get("search", 0.0) < 0.2:
             assert process.poll() is None
+            time.sleep(0.02)
         os.kill(process.pid, signal.SIGKILL)
     assert 0.2 <= Clock(path).seconds["search"] < 30

@@ -1,9 +1,12 @@
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from cifartune.files import write_atomically
+from cifartune.files import leftovers, write_atomically
 
 
 def test_text_and_bytes_are_written_with_their_folders(tmp_path: Path) -> None:
@@ -27,6 +30,22 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(
         write_atomically(path, "new")
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_killed_process_left_is_known(tmp_path: Path) -> None:
+    path = tmp_path / "folder" / "file"
+    write_atomically(path, "old")
+    program = (
+        "import os, signal, sys; from pathlib import Path\n"
+        "from cifartune.files import write_atomically\n"
+        "os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "write_atomically(Path(sys.argv[1]), 'new')\n"
+    )
+    killed = subprocess.run([sys.executable, "-c", program, str(path)])
+    assert killed.returncode == -signal.SIGKILL
+    (path.parent / ".lock").touch()
+    [left] = leftovers(tmp_path)
+    assert (path.read_text(), left.read_text(), left.parent) == ("old", "new", path.parent)
 
 
 def test_a_written_file_can_be_read_by_others(tmp_path: Path) -> None:

@@ -12,6 +12,9 @@ from typing import Any
 import pytest
 from searches import cifartune, started
 
+from cifartune.runs import RunFolder
+from cifartune.tuning.recorded import recorded_trials
+
 SPACE = """
 name: small
 base:
@@ -65,6 +68,39 @@ def test_a_killed_search_ends_as_its_twin_bit_for_bit(
     assert outcome(folders[1]) == outcome(folders[0])
     checked = cifartune("check", "small", cwd=folders[1], CIFARTUNE_DATA=data)
     assert checked.returncode == 0, checked.stdout
+
+
+@pytest.mark.slow
+def test_a_killed_search_on_two_slots_keeps_what_was_recorded(
+    tmp_path: Path, data_root: Path
+) -> None:
+    space = SPACE.replace("max_concurrent: 1", "max_concurrent: 2").replace(
+        "num_trials: 5", "num_trials: 8"
+    )
+    (tmp_path / "small.yaml").write_text(space)
+    environment = {"CIFARTUNE_DATA": str(data_root)}
+    with started("search", "small.yaml", cwd=tmp_path, **environment) as search:
+        assert search.stdout
+        for line in search.stdout:
+            if re.search(r"trial +3 +epoch", line):
+                os.kill(search.pid, signal.SIGKILL)
+                break
+    before = recorded(tmp_path)
+    last = cifartune("resume", "small", cwd=tmp_path, timeout=200, **environment)
+    assert last.returncode == 0, last.stderr
+    after = recorded(tmp_path)
+    assert len(after) == 8 and {state for state, _ in before.values()} >= {"RUNNING"}
+    for number, (state, values) in before.items():
+        assert after[number][1].items() >= values.items()
+        assert after[number] == (state, values) or state == "RUNNING"
+    checked = cifartune("check", "small", cwd=tmp_path, timeout=100, **environment)
+    assert checked.returncode == 0, checked.stdout
+
+
+def recorded(folder: Path) -> dict[int, tuple[str, dict[int, float]]]:
+    """State and values of each trial by its number."""
+    run = RunFolder(folder / "runs" / "small")
+    return {t.number: (t.state.name, t.intermediate_values) for t in recorded_trials(run)}
 
 
 def outcome(folder: Path) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """MLflow, on a real SQLite store."""
 
+import json
 import os
 import signal
 import socket
@@ -376,7 +377,9 @@ def test_what_a_dead_driver_could_not_tell_is_told(run: RunFolder, study: TrialS
         assert [point.value for point in history] == values
 
 
-def test_what_a_dead_driver_left_running_is_set_right(tmp_path: Path) -> None:
+def test_what_a_dead_driver_left_running_is_set_right(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """By the next search, whichever it is; what another process is at is left alone."""
     uri = default_uri(tmp_path)
     runs = [RunFolder.create(tmp_path, SPACE, name, tracking_uri=uri) for name in "abcd"]
@@ -387,6 +390,11 @@ def test_what_a_dead_driver_left_running_is_set_right(tmp_path: Path) -> None:
     trackers[0].close()
     for tracker in trackers[1:]:
         tracker._stop()  # as a driver that died, though all it had said has arrived
+    (tmp_path / "e").mkdir()
+    (tmp_path / "e" / "run.json").write_text("{")  # whatever that is
+    assert end_abandoned(tmp_path, uri) == []  # there was a sign of life just now
+    for run in runs:
+        os.utime(run.tracking, (1, 1))
     with runs[2].locked():
         assert end_abandoned(tmp_path, uri) == ["b", "d"]
         assert end_abandoned(tmp_path, "sqlite:///elsewhere.db") == []
@@ -396,7 +404,19 @@ def test_what_a_dead_driver_left_running_is_set_right(tmp_path: Path) -> None:
         statuses.setdefault(one.data.tags["cifartune.search"], []).append(one.info.status)
     expected = ["FINISHED", "KILLED", "RUNNING", "KILLED"]
     assert statuses == {run.id: [status] * 2 for run, status in zip(runs, expected, strict=True)}
-    assert end_abandoned(tmp_path, uri) == ["c"]
+    first, *_ = client.search_runs(["1"], f"tags.`cifartune.search` = '{runs[1].id}'")
+    last_event = json.loads(runs[1].tracking.read_text().splitlines()[-1])["time"]
+    assert first.info.end_time == last_event < time.time() * 1000
+
+    def away(*_: Any) -> None:
+        raise ConnectionError("nobody is there")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowStore, "open", away)
+        assert end_abandoned(tmp_path, uri) == []
+    os.utime(runs[2].tracking, (1, 1))
+    assert end_abandoned(tmp_path, uri) == ["c"]  # what could not be sent is sent now
+    os.utime(runs[2].tracking, (1, 1))
     assert end_abandoned(tmp_path, uri) == []
 
     again = MlflowTracker(uri, runs[1], {})

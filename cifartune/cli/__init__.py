@@ -143,8 +143,7 @@ def check(
     from cifartune.runs import RunFolder
 
     run = RunFolder.open(runs, name)
-    _checked_uri(run.tracking_uri, runs)
-    root = prepared(data_dir)
+    root = prepared(data_dir) if run.result.exists() else Path()
     with run.locked():
         findings = check_run(run, root)
     for finding in findings:

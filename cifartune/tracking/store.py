@@ -72,6 +72,9 @@ def read_runs(uri: str, run: RunFolder, metric: str) -> list[LoggedRun]:
     _set_environment()
     from mlflow import MlflowClient
 
+    file = Path(uri.removeprefix("sqlite:///"))
+    if uri.startswith("sqlite:///") and not file.exists():
+        raise UserError(f"{uri}: there is no such file")
     try:
         client = MlflowClient(uri)
         experiment = client.get_experiment_by_name(EXPERIMENT)

@@ -13,6 +13,7 @@ class Told:
         steps: The last epoch that was logged of each run; 0 before the first.
         ends: The metrics that were logged at a run's end.
         final: Trials that are over, and not only interrupted.
+        time: When the last event happened, in milliseconds since 1970.
     """
 
     def __init__(self, events: Iterable[Event] = ()) -> None:
@@ -20,12 +21,14 @@ class Told:
         self.steps: dict[str, int] = {}
         self.ends: dict[str, dict[str, float]] = {}
         self.final: set[str] = set()
+        self.time = 0
         for event in events:
             self.note(event)
 
     def note(self, event: Event) -> None:
         """Takes in one more event."""
         do, key = event["do"], event["key"]
+        self.time = event["time"]
         if do == "start":
             self.open.add(key)
             self.steps.setdefault(key, 0)

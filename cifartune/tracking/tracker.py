@@ -3,6 +3,7 @@
 import http.client
 import logging
 import os
+import re
 import threading
 import time
 import urllib.error
@@ -14,14 +15,15 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState
 
 from cifartune import __version__
+from cifartune.clock import KEEP_SECONDS
 from cifartune.config import Recipe
 from cifartune.errors import UserError
 from cifartune.events import Observer
 from cifartune.runs import RunFolder
-from cifartune.tracking.outbox import Event, Outbox
+from cifartune.tracking.outbox import Outbox, is_sent
 from cifartune.tracking.store import MlflowStore
 from cifartune.tracking.told import Told
-from cifartune.tuning.study import METRICS, TrialStudy, attributes, is_feasible
+from cifartune.tuning.study import TrialStudy, attributes, is_feasible, last_metrics
 
 logger = logging.getLogger(__name__)
 
@@ -129,7 +131,7 @@ class MlflowTracker(Observer):
                     continue  # it never began
                 self.trial_started(trial.number, study.recipe(trial))
             if values and max(values) > self._told.steps[key]:
-                metrics = dict(trial.user_attrs.get(METRICS, {}))
+                metrics = last_metrics(trial)
                 metrics.pop("seconds", None)  # there, those of all its epochs
                 self.epoch_ended(trial.number, max(values), metrics)
             if trial.state.is_finished() and key not in self._told.final:
@@ -212,7 +214,7 @@ class MlflowTracker(Observer):
             self._put("log", key, metrics=known, step=step)
 
     def _put(self, do: str, key: str, **about: Any) -> None:
-        event = _dated({"do": do, "key": key, **about})
+        event = {"time": int(time.time() * 1000), "do": do, "key": key, **about}
         self._told.note(event)
         self._outbox.put(event)
 
@@ -257,7 +259,8 @@ def end_abandoned(runs: Path, uri: str) -> list[str]:
     """Sets right what drivers that died left RUNNING in a store: no process is at those runs.
 
     Args:
-        runs: The folder of all searches; those that another process holds are left alone.
+        runs: The folder of all searches. Those that another process holds are left alone, and those
+            that look alive: a disk that several machines share may have no locks between them.
         uri: The store.
 
     Returns:
@@ -266,33 +269,43 @@ def end_abandoned(runs: Path, uri: str) -> list[str]:
     found = []
     for identity in sorted(runs.glob("*/run.json")):
         run = RunFolder(identity.parent)
-        if run.tracking_uri != uri or not run.tracking.exists() or _has_ended(run.tracking):
-            continue
-        with suppress(UserError), run.locked():  # another is at it, or the store is away again
-            send_rest(uri, run)
-            found.append(run.name)
+        try:
+            if _is_abandoned(run, uri):
+                with run.locked():
+                    if send_rest(uri, run):
+                        found.append(run.name)
+        except (UserError, OSError, ValueError) as error:  # it may be anybody's, and in any state
+            logger.info("The MLflow runs of %s are left as they are: %s", run.name, error)
     return found
 
 
-def _has_ended(tracking: Path) -> bool:
-    """Whether the last event of a search is its end, without reading the others."""
-    with tracking.open("rb") as file:
+def _is_abandoned(run: RunFolder, uri: str) -> bool:
+    """Whether a search may have left runs open in a store, by a glance at its files."""
+    if run.tracking_uri != uri or not run.tracking.exists():
+        return False
+    beats = [path.stat().st_mtime for path in (run.tracking, run.clock) if path.exists()]
+    if time.time() - max(beats) < 3 * KEEP_SECONDS:
+        return False
+    with run.tracking.open("rb") as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - LINE_BYTES))
         last = file.read().splitlines()[-1:]
-    return bool(last) and b'"do": "end"' in last[0] and b'"key": "search"' in last[0]
+    is_over = bool(last) and re.search(rb'"do": "(end|delete)", "key": "search"', last[0])
+    return not (is_over and is_sent(run.tracking))
 
 
 def send_rest(uri: str, run: RunFolder) -> int:
     """Sends what is left of a search that nobody runs, and returns how many events that were.
 
-    What a driver that died had not ended ends as KILLED.
+    What a driver that died had not ended is ended as of its last sign of life: as FINISHED where it
+    has its outcome, else as KILLED.
 
     Raises:
         UserError: The store does not take them.
     """
     outbox, store, count, tries = Outbox(run.tracking), MlflowStore(uri, run), 0, 0
-    for end in Told(outbox.history()).ends_of_open("KILLED"):
-        outbox.put(_dated(end))
+    told = Told(outbox.history())
+    for end in told.ends_of_open("FINISHED" if run.result.exists() else "KILLED"):
+        outbox.put({"time": told.time, **end})
     outbox.close()
     while (event := outbox.first()) is not None:
         trouble = store.try_to_send(event)
@@ -308,10 +321,6 @@ def send_rest(uri: str, run: RunFolder) -> int:
         outbox.sent()
         count, tries = count + 1, 0
     return count
-
-
-def _dated(event: Event) -> Event:
-    return {"time": int(time.time() * 1000), **event}
 
 
 def _texts(values: dict[str, Any]) -> dict[str, str]:

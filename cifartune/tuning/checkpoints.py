@@ -69,6 +69,12 @@ class Checkpoints:
             return state
         return None
 
+    def drop_after(self, epoch: int) -> None:
+        """Deletes those of later epochs."""
+        for number, path in self._paths().items():
+            if number > epoch:
+                path.unlink(missing_ok=True)
+
     def damaged(self) -> list[Path]:
         """The files that are not what was written."""
         return [path for path in self._paths().values() if not _is_whole(path)]

@@ -11,6 +11,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from cifartune.config.space import CheckpointSpec
 from cifartune.files import write_atomically
+from cifartune.tuning.checkpoints import Checkpoints
 from cifartune.tuning.study import TrialStudy, kept_epoch
 
 FREED = "freed.json"
@@ -47,6 +48,9 @@ class TrialFolders:
                 shutil.rmtree(path, ignore_errors=True)
             elif number >= 0 and trials[number].state.is_finished():
                 self.trial_ended(trials[number])
+            elif number >= 0:  # or it has lost the last epochs of a trial
+                epochs = trials[number].intermediate_values
+                Checkpoints(path).drop_after(max(epochs, default=0))
 
     def trial_ended(self, trial: FrozenTrial) -> None:
         """A trial is over, in the study too: its folder goes, or that of one that it beats."""

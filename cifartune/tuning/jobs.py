@@ -161,10 +161,16 @@ def load_split(
     path: Path, data_root: Path, *, fold: int | None, device: torch.device
 ) -> SplitImages:
     """The images of a search's trials, or of one fold of its refit, on `device`."""
-    splits = Splits.load(path)
+    splits = _splits(path)
     train, validation = (splits.train, splits.validation) if fold is None else splits.held_out(fold)
     images, labels = _images(data_root, device)
     return SplitImages(images, labels, torch.from_numpy(train), torch.from_numpy(validation))
+
+
+@cache
+def _splits(path: Path) -> Splits:
+    """A search's splits, read once a process: they are drawn once."""
+    return Splits.load(path)
 
 
 @cache

@@ -5,11 +5,11 @@ import tempfile
 from pathlib import Path
 
 import optuna
-from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial
 
+from cifartune.errors import UserError
 from cifartune.runs import RunFolder
-from cifartune.tuning.study import sqlite_url
+from cifartune.tuning.study import close_storage, open_storage, sqlite_url
 
 
 def recorded_trials(run: RunFolder) -> list[FrozenTrial]:
@@ -17,17 +17,25 @@ def recorded_trials(run: RunFolder) -> list[FrozenTrial]:
 
     Raises:
         KeyError: There is no such study yet.
+        UserError: Its database cannot be opened.
     """
+    if run.has_own_study and not run.study.exists():
+        raise KeyError(run.study)
     with tempfile.TemporaryDirectory() as folder:
         url = run.study_url
-        if run.study.exists():
+        if run.has_own_study:
             # A copy: the search may be running, or its folder be read-only.
             for file in run.path.glob(f"{run.study.name}*"):
                 shutil.copy(file, folder)
             url = sqlite_url(Path(folder) / run.study.name)
-        database = RDBStorage(url)
+        try:
+            database = open_storage(url)
+        except UserError as error:
+            if not run.has_own_study:
+                raise
+            reason = str(error).rpartition(": ")[2]
+            raise UserError(f"{run.study}: cannot be read: {reason}") from None
         try:
             return optuna.load_study(study_name=run.study_name, storage=database).get_trials()
         finally:
-            database.remove_session()
-            database.engine.dispose()
+            close_storage(database)

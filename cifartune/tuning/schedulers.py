@@ -93,8 +93,13 @@ class _FromStudy(Unpickled, TrialScheduler):
         self._replay(trial, self._study.trials[trial.config["number"]])
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        number = trial.config["number"]
+        recorded = self._study.trials[number].intermediate_values
+        if (value := recorded.get(result["epoch"])) is not None:
+            # Where an epoch is trained again, its first value counts: it may have been acted on.
+            result = {**result, tune_metric(self._study): value}
         decision = super().on_trial_result(tune_controller, trial, result)
-        return decision if trial.config["number"] else TrialScheduler.CONTINUE
+        return decision if number else TrialScheduler.CONTINUE
 
     def _replay(self, handle: Any, recorded: FrozenTrial) -> None:
         metric = tune_metric(self._study)

@@ -211,11 +211,13 @@ class _Ledger(Unpickled, tune.Callback):
             end = self._study.reject if failure.blames_recipe else self._study.fail
             end(number, failure.kind, failure.message)
             return
-        epoch = result["epoch"]
+        epoch, recorded = result["epoch"], self._study.trials[number]
         metrics = result["metrics"]
-        before = attributes(self._study.trials[number]).get("seconds", 0.0)
-        all_epochs = {**metrics, "seconds": before + metrics["seconds"]}
-        self._study.record(number, epoch, metrics[self._metric], all_epochs)
+        # An epoch that is trained again, after its slot died, keeps the value that was acted on.
+        value = recorded.intermediate_values.get(epoch, metrics[self._metric])
+        seconds = attributes(recorded).get("seconds", 0.0) + metrics["seconds"]
+        all_epochs = {**metrics, self._metric: value, "seconds": seconds}
+        self._study.record(number, epoch, value, all_epochs, result.get("facts"))
         for observer in self._observers:
             observer.epoch_ended(number, epoch, metrics)
 
@@ -226,7 +228,6 @@ class _Ledger(Unpickled, tune.Callback):
             return  # by the end of the search: it stays RUNNING, and can go on
         if failure is None:
             if "facts" in result:
-                self._study.annotate(number, result["facts"])
                 self._study.complete(number)
             else:
                 self._study.prune(number)

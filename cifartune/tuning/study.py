@@ -75,7 +75,7 @@ class TrialStudy:
             StudyDirection.MAXIMIZE if target.mode == "max" else StudyDirection.MINIMIZE
             for target in space.targets
         ]
-        self._database = _open(url) if url else InMemoryStorage()
+        self._database = open_storage(url) if url else InMemoryStorage()
         existing = [study.study_name for study in self._database.get_all_studies()]
         if warm_start and name not in existing:
             if _warm_start_of(name) in existing:  # a process died before it made the study
@@ -214,7 +214,12 @@ class TrialStudy:
         return study.get_trials()
 
     def record(
-        self, number: int, epoch: int, value: float, metrics: Mapping[str, float] | None = None
+        self,
+        number: int,
+        epoch: int,
+        value: float,
+        metrics: Mapping[str, float] | None = None,
+        facts: Mapping[str, Any] | None = None,
     ) -> None:
         """Writes the objective's value of trial `number` after `epoch`.
 
@@ -223,10 +228,12 @@ class TrialStudy:
             epoch: Counted from 1.
             value: The objective's, or of several the one's that stops trials.
             metrics: What else was measured; those of the last epoch are kept.
+            facts: With the last epoch, what is known of the trial by then; see `annotate`.
         """
         for storage, trial_id in self._ids(number):
             if metrics is not None:
-                storage.set_trial_user_attr(trial_id, METRICS, dict(metrics))
+                known = {**metrics, FACTS: dict(facts)} if facts else dict(metrics)
+                storage.set_trial_user_attr(trial_id, METRICS, known)
             storage.set_trial_intermediate_value(trial_id, epoch, value)
 
     def annotate(self, number: int, facts: Mapping[str, Any]) -> None:
@@ -301,7 +308,13 @@ def attributes(trial: FrozenTrial) -> dict[str, Any]:
 
     Of a trial that came to its end the facts hold the metrics of the epoch that it keeps.
     """
-    return {**trial.user_attrs.get(METRICS, {}), **trial.user_attrs.get(FACTS, {})}
+    with_last = trial.user_attrs.get(METRICS, {}).get(FACTS, {})
+    return {**last_metrics(trial), **with_last, **trial.user_attrs.get(FACTS, {})}
+
+
+def last_metrics(trial: FrozenTrial) -> dict[str, float]:
+    """The metrics of the trial's last epoch, whichever it keeps; `seconds` of all its epochs."""
+    return {k: v for k, v in trial.user_attrs.get(METRICS, {}).items() if k != FACTS}
 
 
 def is_feasible(trial: FrozenTrial) -> bool:
@@ -327,7 +340,7 @@ class _WriteAhead(sqlite3.Connection):
         self.execute("PRAGMA synchronous=NORMAL")
 
 
-def _open(url: str) -> BaseStorage:
+def open_storage(url: str) -> BaseStorage:
     """The storage at an Optuna URL.
 
     Raises:
@@ -347,6 +360,13 @@ def _open(url: str) -> BaseStorage:
         ) from None
 
 
+def close_storage(storage: BaseStorage) -> None:
+    """Closes the connections to a database."""
+    if isinstance(storage, RDBStorage):
+        storage.remove_session()
+        storage.engine.dispose()
+
+
 def _without_password(url: str) -> str:
     try:
         return make_url(url).render_as_string()
@@ -360,13 +380,13 @@ def check_storage(url: str) -> None:
     Raises:
         UserError: It cannot.
     """
-    _open(url).remove_session()
+    open_storage(url).remove_session()
 
 
 def count_trials(url: str, name: str) -> int:
     """The trials of a study at an Optuna storage URL, finished or not; 0 if it is not there."""
     try:
-        return len(optuna.load_study(study_name=name, storage=_open(url)).get_trials())
+        return len(optuna.load_study(study_name=name, storage=open_storage(url)).get_trials())
     except KeyError:
         return 0
 

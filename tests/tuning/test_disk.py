@@ -9,6 +9,7 @@ import pytest
 from cifartune.config import SearchSpace
 from cifartune.config.space import CheckpointSpec
 from cifartune.tracking.outbox import Outbox
+from cifartune.tuning.checkpoints import Checkpoints
 from cifartune.tuning.disk import TrialFolders, freed_bytes, no_room
 from cifartune.tuning.study import TrialStudy
 
@@ -99,6 +100,19 @@ def test_a_trial_that_the_study_lost_leaves_nothing(tmp_path: Path) -> None:
         leave(tmp_path, number)
     TrialFolders(tmp_path, study, CheckpointSpec())
     assert left(tmp_path) == {0}
+
+
+def test_a_checkpoint_is_not_newer_than_the_study(tmp_path: Path) -> None:
+    """Where a power cut cost the study an epoch, that is trained again."""
+    study = TrialStudy(SPACE)
+    for number in range(2):
+        study.propose()
+        for epoch in (1, 2, 3):
+            Checkpoints(tmp_path / str(number)).save(epoch, {})
+    study.record(0, 1, 0.5)
+    study.record(0, 2, 0.5)
+    TrialFolders(tmp_path, study, CheckpointSpec())
+    assert [Checkpoints(tmp_path / name).epoch for name in "01"] == [2, 0]
 
 
 def test_a_full_disk_is_known_whatever_it_is_wrapped_in() -> None:

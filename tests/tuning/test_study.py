@@ -20,6 +20,7 @@ from cifartune.tuning.study import (
     attributes,
     is_feasible,
     kept_epoch,
+    last_metrics,
     sqlite_url,
 )
 
@@ -416,6 +417,20 @@ def test_metrics_are_those_of_the_last_epoch(tmp_path: Path) -> None:
         assert attributes(ended)["val_loss"] == (0.5 if number else 1.0)
         assert attributes(ended)["seconds"] == 6.0
         assert not {"metrics", "facts"} & {*trials_frame(study)}
+
+
+def test_facts_come_with_the_last_epoch_and_leave_its_metrics(tmp_path: Path) -> None:
+    url = sqlite_url(tmp_path / "study.db")
+    study = TrialStudy(make_space(), url=url, name="x")
+    number = study.propose().number
+    study.record(number, 1, 0.1, {"val_loss": 1.0, "seconds": 3.0})
+    facts = {"val_loss": 1.0, "kept_epoch": 1, "params": 5}
+    study.record(number, 2, 0.2, {"val_loss": 0.5, "seconds": 6.0}, facts)
+    study.complete(number)
+    ended = TrialStudy(make_space(), url=url, name="x").trials[number]
+    assert attributes(ended) == {"val_loss": 1.0, "seconds": 6.0, "kept_epoch": 1, "params": 5}
+    assert last_metrics(ended) == {"val_loss": 0.5, "seconds": 6.0}
+    assert ended.value == 0.1
 
 
 def test_an_ended_trial_is_in_the_file_itself(tmp_path: Path) -> None:

@@ -50,12 +50,18 @@ def search(
 
 
 def ended(folder: Path) -> list[Any]:
-    """What the study says of each trial in the end, which MLflow and the files have to agree to."""
-    run = RunFolder.open(folder / "runs", simulated.SPACE.name)
-    assert check_run(run, folder) == []
-    return [
-        (t.number, t.state, t.params, t.intermediate_values, t.values) for t in recorded_trials(run)
-    ]
+    """What the study says of each trial in the end."""
+    trials = recorded_trials(run_of(folder))
+    return [(t.number, t.state, t.params, t.intermediate_values, t.values) for t in trials]
+
+
+def findings(folder: Path) -> list[str]:
+    """What does not fit together in the end."""
+    return [str(finding) for finding in check_run(run_of(folder), folder)]
+
+
+def run_of(folder: Path) -> RunFolder:
+    return RunFolder.open(folder / "runs", simulated.SPACE.name)
 
 
 def trained(folder: Path) -> int:
@@ -95,7 +101,7 @@ def test_a_killed_search_ends_as_its_twin(
     result = search(tmp_path, address)
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout.splitlines()[-1])["best"] == told["best"]
-    assert ended(tmp_path) == ended(unbroken)
+    assert (ended(tmp_path), findings(tmp_path)) == (ended(unbroken), [])
     assert trained(tmp_path) <= trained(unbroken) + simulated.SLOTS
     with sqlite3.connect(tmp_path / "mlflow.db") as store:
         states = store.execute("SELECT status, COUNT(*) FROM runs GROUP BY status").fetchall()
@@ -123,6 +129,7 @@ def test_a_search_extended_equals_one_that_was_longer_from_the_start(
     assert result.returncode == 0, result.stderr
     after = ended(tmp_path / "extended")
     assert (len(before), len(after), after[:20]) == (20, 40, before)
+    assert findings(tmp_path / "extended") == []
     if slots == "1":
         assert after == ended(tmp_path / "long")
 
@@ -164,4 +171,4 @@ def test_a_killed_search_in_postgresql_ends_as_its_twin(
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     result = search(tmp_path, address, storage=postgresql)
     assert result.returncode == 0, result.stderr
-    assert ended(tmp_path) == ended(unbroken)
+    assert (ended(tmp_path), findings(tmp_path)) == (ended(unbroken), [])

@@ -1,0 +1,40 @@
+"""What the driver writes about a trial, before anything acts on it."""
+
+import threading
+from types import SimpleNamespace
+from typing import Any
+
+from cifartune.config import SearchSpace
+from cifartune.tuning.schedulers import Handle, make_scheduler, tune_metric
+from cifartune.tuning.search import _Ledger
+from cifartune.tuning.study import TrialStudy, attributes
+
+SPACE = SearchSpace.model_validate(
+    {
+        "name": "toy",
+        "base": {"model": {"name": "speednet_small"}, "epochs": 4},
+        "parameters": {"optimizer.lr": {"min": 0.01, "max": 1.0, "log": True}},
+        "scheduler": {"name": "asha", "grace_period": 1, "reduction_factor": 2},
+    }
+)
+
+
+def test_an_epoch_that_is_trained_again_keeps_the_value_that_was_acted_on() -> None:
+    """As after the death of a slot, where no two runs are alike."""
+    study = TrialStudy(SPACE)
+    nobody: Any = None
+    ledger = _Ledger(study, nobody, [], nobody, threading.Event())
+    scheduler: Any = make_scheduler(study)
+    for number, value in ((0, 0.5), (1, 0.4), (1, 0.9)):
+        if number == len(study.trials):
+            study.propose()
+            scheduler.on_trial_add(None, Handle(number))
+        metrics = {"val_accuracy": value, "seconds": 2.0}
+        result = {"epoch": 1, "metrics": metrics, tune_metric(study): value}
+        trial: Any = SimpleNamespace(config={"number": number})
+        ledger.on_trial_result(0, [], trial, result)
+        if value != 0.4:  # the driver died before the verdict
+            decision = scheduler.on_trial_result(None, Handle(number), result)
+    assert study.trials[1].intermediate_values == {1: 0.4}
+    assert attributes(study.trials[1]) == {"val_accuracy": 0.4, "seconds": 4.0}
+    assert decision == "STOP"  # 0.9 would go on
