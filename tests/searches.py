@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 QUICK = Path(__file__).parent.parent / "search_spaces" / "quick.yaml"
@@ -22,10 +23,15 @@ def cifartune(
     )
 
 
-def started(*arguments: str | Path, cwd: Path, **environment: str) -> "subprocess.Popen[str]":
-    """Starts the command line in a process group of its own, to be followed line by line."""
+def started(
+    *arguments: str | Path, cwd: Path, within: Sequence[str] = (), **environment: str
+) -> "subprocess.Popen[str]":
+    """Starts the command line in a process group of its own, to be followed line by line.
+
+    `within` is a command that runs another.
+    """
     return subprocess.Popen(
-        [sys.executable, "-m", "cifartune", *map(str, arguments)],
+        [*within, sys.executable, "-m", "cifartune", *map(str, arguments)],
         cwd=cwd,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

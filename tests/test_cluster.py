@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -37,11 +37,13 @@ stand_in: 500
 
 
 @contextmanager
-def machine(*options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def machine(
+    *options: str, within: Sequence[str] = ()
+) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """A Ray node of one core, and the cluster's address; in the end it is killed."""
     ray = Path(sys.executable).with_name("ray")
     node = subprocess.Popen(
-        [ray, "start", "--block", "--num-cpus=1", "--disable-usage-stats", *options],
+        [*within, ray, "start", "--block", "--num-cpus=1", "--disable-usage-stats", *options],
         env={**os.environ, **TOKEN, "RAY_AUTH_MODE": "token"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -129,6 +131,68 @@ def test_a_token_is_asked_for(cluster: tuple[str, "subprocess.Popen[str]"], tmp_
     assert result.returncode == 2
     assert re.match(f"cifartune: --address {cluster[0]}: .*token", result.stderr), result.stderr
     assert len(result.stderr.splitlines()) == 1
+
+
+@contextmanager
+def networks() -> Iterator[tuple[list[str], list[str]]]:
+    """Two network namespaces with one link: for each, what runs a command within it.
+
+    Their addresses are 10.213.0.1 and 10.213.0.2.
+    """
+    names = [f"cifartune-{os.getpid()}-{side}" for side in "ab"]
+    links = [f"cf{os.getpid()}{side}" for side in "ab"]
+
+    def ip(*arguments: str) -> None:
+        subprocess.run(["ip", *arguments], check=True, capture_output=True)
+
+    with ExitStack() as stack:
+        for name in names:
+            try:
+                ip("netns", "add", name)
+            except (OSError, subprocess.CalledProcessError):
+                pytest.skip("network namespaces cannot be made here")
+            stack.callback(ip, "netns", "delete", name)
+        ip("link", "add", links[0], "type", "veth", "peer", "name", links[1])
+        for number, (name, link) in enumerate(zip(names, links, strict=True), start=1):
+            ip("link", "set", link, "netns", name)
+            ip("-n", name, "address", "add", f"10.213.0.{number}/24", "dev", link)
+            for device in ("lo", link):
+                ip("-n", name, "link", "set", device, "up")
+        first, second = (["ip", "netns", "exec", name] for name in names)
+        yield first, second
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(500)
+def test_the_network_is_cut_in_the_middle_of_a_search(tmp_path: Path, data_root: Path) -> None:
+    """Each machine has an address of its own; nobody hears of the second any more."""
+    (tmp_path / "small.yaml").write_text(SMALL)
+    with ExitStack() as stack:
+        first, second = stack.enter_context(networks())
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="r", dir="/tmp"))
+        options = ["--head", "--port=0", f"--temp-dir={folder}", "--node-ip-address=10.213.0.1"]
+        _, address = stack.enter_context(machine(*options, within=first))
+        assert address.startswith("10.213.0.1:")
+        options = [f"--address={address}", "--node-ip-address=10.213.0.2"]
+        stack.enter_context(machine(*options, within=second))
+        command = ["search", "small.yaml", "--address", address]
+        environment = {"CIFARTUNE_DATA": str(data_root), **TOKEN}
+        with started(*command, cwd=tmp_path, within=first, **environment) as search:
+            assert search.stdout
+            printed = ""
+            for line in search.stdout:
+                printed += line
+                if re.match(r"trial +1 +epoch 2/4", line):
+                    cut = ["ip", "link", "set", f"cf{os.getpid()}b", "down"]
+                    subprocess.run([*second, *cut], check=True)
+                    break
+            _, errors = search.communicate(timeout=400)
+        assert search.returncode == 0, errors
+    assert "on 2 slots of 1 CPU core" in printed
+    result = json.loads((tmp_path / "runs" / "small" / "result.json").read_text())
+    assert result["trials"]["total"] == result["trials"]["complete"] == 4
+    checked = cifartune("check", "small", cwd=tmp_path, timeout=100, **environment)
+    assert checked.returncode == 0, checked.stdout
 
 
 @pytest.mark.slow

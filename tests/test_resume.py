@@ -6,6 +6,9 @@ import os
 import re
 import signal
 import sqlite3
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +98,63 @@ def test_a_killed_search_on_two_slots_keeps_what_was_recorded(
         assert after[number] == (state, values) or state == "RUNNING"
     checked = cifartune("check", "small", cwd=tmp_path, timeout=100, **environment)
     assert checked.returncode == 0, checked.stdout
+
+
+@contextmanager
+def small_disk(folder: Path, size: str) -> Iterator[None]:
+    """A file system of that size in `folder`."""
+    try:
+        mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+        subprocess.run(mount, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("no file system can be mounted here")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+@pytest.mark.slow
+def test_a_search_pauses_while_the_disk_is_full(tmp_path: Path, data_root: Path) -> None:
+    (tmp_path / "small.yaml").write_text(SPACE)
+    environment = {"CIFARTUNE_DATA": str(data_root)}
+    runs, filler = tmp_path / "runs", tmp_path / "runs" / "filler"
+    runs.mkdir()
+    with small_disk(runs, "60m"):
+        with started("search", "small.yaml", cwd=tmp_path, **environment) as search:
+            assert search.stdout
+            for line in search.stdout:
+                if re.search(r"trial +1 +epoch", line):
+                    fill(filler)
+                    break
+            _, errors = search.communicate(timeout=200)
+        assert search.returncode == 2, errors
+        [told] = errors.splitlines()
+        assert re.match(r"cifartune: the disk of .*/runs/small is full: .*No space left", told)
+        assert told.endswith("cifartune resume small")
+        before = recorded(tmp_path)
+        filler.unlink()
+
+        last = cifartune("resume", "small", cwd=tmp_path, timeout=200, **environment)
+        assert last.returncode == 0, last.stderr
+        after = recorded(tmp_path)
+        for number, (state, values) in before.items():
+            assert after[number] == (state, values) or state == "RUNNING"
+            assert after[number][1].items() >= values.items()
+        assert len(after) == 5 and "FAIL" not in {state for state, _ in after.values()}
+        checked = cifartune("check", "small", cwd=tmp_path, timeout=100, **environment)
+        assert checked.returncode == 0, checked.stdout
+
+
+def fill(path: Path) -> None:
+    """Writes to a file until nothing more can be written anywhere."""
+    with path.open("wb", buffering=0) as file:
+        for size in (2**20, 2**10, 1):
+            try:
+                while True:
+                    file.write(bytes(size))
+            except OSError:
+                continue
 
 
 def recorded(folder: Path) -> dict[int, tuple[str, dict[int, float]]]:
