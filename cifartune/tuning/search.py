@@ -154,7 +154,8 @@ class _Proposals(Unpickled, Searcher):
                 return Searcher.FINISHED
         else:
             return Searcher.FINISHED
-        return {"number": proposal.number, "recipe": proposal.recipe.model_dump()}
+        # As one text: Tune copies, flattens and formats what it is given, field by field.
+        return {"number": proposal.number, "recipe": proposal.recipe.model_dump_json()}
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False

@@ -77,7 +77,7 @@ class Trial(tune.Trainable):
         self._submitted = False
         self._job = Job(
             id=f"trial-{number}",
-            recipe=Recipe.model_validate(config["recipe"]),
+            recipe=Recipe.model_validate_json(config["recipe"]),
             folder=self._folder / str(number),
             data_root=self._data_root,
             splits=self._splits,

@@ -55,7 +55,7 @@ def start(*messages: Message, number: int = 4, epochs: int = 2) -> tuple[Trial, 
 
 
 def config(number: int, epochs: int = 2) -> dict[str, Any]:
-    return {"number": number, "recipe": Recipe(epochs=epochs).model_dump()}
+    return {"number": number, "recipe": Recipe(epochs=epochs).model_dump_json()}
 
 
 def progress(epoch: int) -> Progress:
