@@ -93,10 +93,15 @@ def train(
 
     def report(result: EpochResult, is_last: bool) -> Verdict:
         metrics = result.metrics()
-        timer.timed("study", study.record)(number, result.epoch, metrics["val_accuracy"], metrics)
+        told = result.epoch, metrics["val_accuracy"], metrics
+        if is_last:
+            last.append(told)  # it is recorded together with the facts
+        else:
+            timer.timed("study", study.record)(number, *told)
         timer.timed("events", tracker.epoch_ended)(number, result.epoch, metrics)
         return Verdict.GO_ON
 
+    last: list[tuple[int, float, dict[str, float]]] = []
     job = Job(
         id=f"trial-{number}",
         recipe=recipe,
@@ -106,7 +111,8 @@ def train(
         keeps_weights=True,
     )
     facts = jobs.run_job(job, report)
-    timer.timed("study", study.annotate)(number, facts or {})
+    epoch, value, metrics = last[0]
+    timer.timed("study", study.record)(number, epoch, value, metrics, facts)
     timer.timed("study", study.complete)(number)
     timer.timed("events", tracker.trial_ended)(study.trials[number])
 

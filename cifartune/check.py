@@ -43,7 +43,8 @@ class Finding:
 def check_run(run: RunFolder, data_root: Path) -> list[Finding]:
     """Reads a search that nobody is at, from end to end, and changes nothing.
 
-    What a resumed search mends by itself is no finding, where the search is not finished.
+    Of a search that is not finished, it looks neither at what is half-written nor at whether MLflow
+    has the states and values of the study, which `resume` sees to.
 
     Args:
         run: The search's folder.

@@ -25,12 +25,16 @@ class Clock:
         self.seconds: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
 
     @contextmanager
-    def time(self, stage: str) -> Iterator[None]:
+    def time(self, stage: str, start: float | None = None) -> Iterator[None]:
         """Adds the time of the `with` block to `stage`, however it ends.
 
         Most of it, if the process is killed: the sum is kept every few seconds.
+
+        Args:
+            stage: Of the search.
+            start: When the stage began, on the clock of `time.monotonic`. Default: now.
         """
-        start, over = time.monotonic(), threading.Event()
+        start, over = start or time.monotonic(), threading.Event()
         before = self.seconds.get(stage, 0.0)
 
         def keep() -> None:

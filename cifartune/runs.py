@@ -149,7 +149,11 @@ class RunFolder:
         return f"cifartune-{self.id}" if self._identity("storage") else self.name
 
     def has_trials(self) -> bool:
-        """Whether a trial is recorded, finished or not."""
+        """Whether a trial is recorded, finished or not.
+
+        Raises:
+            UserError: The study is damaged.
+        """
         if not self.has_own_study:
             from cifartune.tuning.study import count_trials
 
@@ -157,8 +161,10 @@ class RunFolder:
         try:
             with closing(sqlite3.connect(f"file:{quote(str(self.study))}?mode=ro", uri=True)) as db:
                 return bool(db.execute("SELECT 1 FROM trials LIMIT 1").fetchone())
-        except sqlite3.OperationalError:
+        except sqlite3.OperationalError:  # no file, or no tables yet
             return False
+        except sqlite3.DatabaseError as error:
+            raise UserError(f"{self.study}: cannot be read: {first_line(error)}") from None
 
     @contextmanager
     def locked(self) -> Iterator[None]:

@@ -5,7 +5,7 @@ import math
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -141,7 +141,8 @@ class Search:
     def _slots(self) -> Iterator["SlotPool"]:
         """Ray and the warm slots, and meanwhile the splits and the tracking store."""
         run, space = self.run_folder, self.space
-        with cluster(self._address) as dashboard:
+        with ExitStack() as starting, cluster(self._address) as dashboard:
+            starting.enter_context(self._clock.time("start", self._started))
             from cifartune.planning.ahead import slots_for
             from cifartune.tuning.slots import SlotPool
 
@@ -167,11 +168,10 @@ class Search:
                     self._look_ahead(pool, packing)
                 pool.patience = self._patience()
                 self._tracker.check()
-                abandoned = threading.Thread(
-                    target=end_abandoned, args=(run.runs, self._uri), daemon=True
-                )
-                abandoned.start()  # which may take a while, and nobody waits for it
-                self._clock.add("start", time.monotonic() - self._started)
+                others = run.runs, self._uri, run.name
+                # Which may take a while, and nobody waits for it.
+                threading.Thread(target=end_abandoned, args=others, daemon=True).start()
+                starting.close()
                 yield pool
 
     def _join(self) -> None:

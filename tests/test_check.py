@@ -14,6 +14,7 @@ from cifartune.check import check_run
 from cifartune.config import SearchSpace
 from cifartune.errors import UserError
 from cifartune.runs import RunFolder
+from cifartune.tracking import default_uri
 from cifartune.tuning.checkpoints import Checkpoints
 from cifartune.tuning.study import TrialStudy
 
@@ -105,7 +106,7 @@ CHANGES: list[tuple[Callable[[RunFolder], object], str]] = [
     (lambda run: run.splits.unlink(), "splits.npz"),
     (lambda run: run.result.write_text("{"), "result.json: cannot be read"),
     (lambda run: run.result.write_text("{}"), "result.json: cannot be read"),
-    (lose_store, "mlflow.db: there is no such file"),
+    (lose_store, "mlflow.db: there is no such store"),
     (lambda run: (run.path / ("." + 32 * "a")).touch(), "was left half-written"),
     (
         lambda run: study_sql(run, "UPDATE trials SET state = 'RUNNING' WHERE number = 0"),
@@ -219,7 +220,7 @@ def test_objectives_may_come_in_any_order(tmp_path: Path, first: str) -> None:
             "scheduler": {"metric": "val_accuracy"},
         }
     )
-    run = RunFolder.create(tmp_path, space)
+    run = RunFolder.create(tmp_path, space, tracking_uri=default_uri(tmp_path))
     study = TrialStudy(space, url=run.study_url, name=run.study_name)
     number = study.propose().number
     study.record(number, 1, 0.5)

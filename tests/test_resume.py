@@ -89,8 +89,11 @@ def test_a_killed_search_on_two_slots_keeps_what_was_recorded(
                 os.kill(search.pid, signal.SIGKILL)
                 break
     before = recorded(tmp_path)
+    half_written = tmp_path / "runs" / "small" / ("." + 32 * "a")
+    half_written.touch()
     last = cifartune("resume", "small", cwd=tmp_path, timeout=200, **environment)
     assert last.returncode == 0, last.stderr
+    assert not half_written.exists()
     after = recorded(tmp_path)
     assert len(after) == 8 and {state for state, _ in before.values()} >= {"RUNNING"}
     for number, (state, values) in before.items():

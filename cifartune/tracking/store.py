@@ -73,8 +73,8 @@ def read_runs(uri: str, run: RunFolder, metric: str) -> list[LoggedRun]:
     from mlflow import MlflowClient
 
     file = Path(uri.removeprefix("sqlite:///"))
-    if uri.startswith("sqlite:///") and not file.exists():
-        raise UserError(f"{uri}: there is no such file")
+    if not uri or (uri.startswith("sqlite:///") and not file.exists()):
+        raise UserError(f"{uri or run.identity}: there is no such store")
     try:
         client = MlflowClient(uri)
         experiment = client.get_experiment_by_name(EXPERIMENT)

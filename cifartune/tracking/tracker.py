@@ -17,7 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 from cifartune import __version__
 from cifartune.clock import KEEP_SECONDS
 from cifartune.config import Recipe
-from cifartune.errors import UserError
+from cifartune.errors import UserError, first_line
 from cifartune.events import Observer
 from cifartune.runs import RunFolder
 from cifartune.tracking.outbox import Outbox, is_sent
@@ -255,13 +255,14 @@ def final_status(trial: FrozenTrial) -> str:
     return status.get(trial.state, "FAILED") if is_feasible(trial) else "FAILED"
 
 
-def end_abandoned(runs: Path, uri: str) -> list[str]:
+def end_abandoned(runs: Path, uri: str, own: str = "") -> list[str]:
     """Sets right what drivers that died left RUNNING in a store: no process is at those runs.
 
     Args:
         runs: The folder of all searches. Those that another process holds are left alone, and those
             that look alive: a disk that several machines share may have no locks between them.
         uri: The store.
+        own: The name of the search that asks.
 
     Returns:
         The searches whose runs were ended, as KILLED. They can be resumed as before.
@@ -270,12 +271,13 @@ def end_abandoned(runs: Path, uri: str) -> list[str]:
     for identity in sorted(runs.glob("*/run.json")):
         run = RunFolder(identity.parent)
         try:
-            if _is_abandoned(run, uri):
+            if run.name != own and _is_abandoned(run, uri):
                 with run.locked():
                     if send_rest(uri, run):
                         found.append(run.name)
-        except (UserError, OSError, ValueError) as error:  # it may be anybody's, and in any state
-            logger.info("The MLflow runs of %s are left as they are: %s", run.name, error)
+        except Exception as error:  # it may be anybody's, and in any state
+            told = first_line(error)
+            logger.info("The MLflow runs of %s are left as they are: %s", run.name, told)
     return found
 
 

@@ -5,9 +5,12 @@ import tempfile
 from pathlib import Path
 
 import optuna
+from optuna.exceptions import StorageInternalError
+from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial
+from sqlalchemy.exc import SQLAlchemyError
 
-from cifartune.errors import UserError
+from cifartune.errors import UserError, first_line
 from cifartune.runs import RunFolder
 from cifartune.tuning.study import close_storage, open_storage, sqlite_url
 
@@ -17,7 +20,7 @@ def recorded_trials(run: RunFolder) -> list[FrozenTrial]:
 
     Raises:
         KeyError: There is no such study yet.
-        UserError: Its database cannot be opened.
+        UserError: Its database cannot be read.
     """
     if run.has_own_study and not run.study.exists():
         raise KeyError(run.study)
@@ -28,14 +31,16 @@ def recorded_trials(run: RunFolder) -> list[FrozenTrial]:
             for file in run.path.glob(f"{run.study.name}*"):
                 shutil.copy(file, folder)
             url = sqlite_url(Path(folder) / run.study.name)
+        database: BaseStorage | None = None
         try:
             database = open_storage(url)
-        except UserError as error:
-            if not run.has_own_study:
-                raise
-            reason = str(error).rpartition(": ")[2]
-            raise UserError(f"{run.study}: cannot be read: {reason}") from None
-        try:
             return optuna.load_study(study_name=run.study_name, storage=database).get_trials()
+        except (UserError, SQLAlchemyError, StorageInternalError) as error:
+            if isinstance(error, UserError) and not run.has_own_study:
+                raise
+            where = run.study if run.has_own_study else "--storage"
+            reason = first_line(error.__cause__ or error).rpartition(": ")[2]
+            raise UserError(f"{where}: cannot be read: {reason}") from None
         finally:
-            close_storage(database)
+            if database is not None:
+                close_storage(database)

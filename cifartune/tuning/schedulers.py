@@ -93,13 +93,18 @@ class _FromStudy(Unpickled, TrialScheduler):
         self._replay(trial, self._study.trials[trial.config["number"]])
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        number = trial.config["number"]
-        recorded = self._study.trials[number].intermediate_values
-        if (value := recorded.get(result["epoch"])) is not None:
-            # Where an epoch is trained again, its first value counts: it may have been acted on.
-            result = {**result, tune_metric(self._study): value}
+        result = self._as_recorded(trial, result)
         decision = super().on_trial_result(tune_controller, trial, result)
-        return decision if number else TrialScheduler.CONTINUE
+        return decision if trial.config["number"] else TrialScheduler.CONTINUE
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        super().on_trial_complete(tune_controller, trial, self._as_recorded(trial, result))
+
+    def _as_recorded(self, trial: Any, result: dict[str, Any]) -> dict[str, Any]:
+        """Where an epoch is trained again, its first value counts: it may have been acted on."""
+        recorded = self._study.trials[trial.config["number"]].intermediate_values
+        value = recorded.get(result.get("epoch", 0))
+        return result if value is None else {**result, tune_metric(self._study): value}
 
     def _replay(self, handle: Any, recorded: FrozenTrial) -> None:
         metric = tune_metric(self._study)

@@ -215,10 +215,13 @@ class _Ledger(Unpickled, tune.Callback):
         epoch, recorded = result["epoch"], self._study.trials[number]
         metrics = result["metrics"]
         # An epoch that is trained again, after its slot died, keeps the value that was acted on.
-        value = recorded.intermediate_values.get(epoch, metrics[self._metric])
+        values = {epoch: metrics[self._metric], **recorded.intermediate_values}
+        metrics = {**metrics, self._metric: values[epoch]}
+        if facts := result.get("facts"):
+            facts = {**facts, self._metric: values[facts.get("kept_epoch", epoch)]}
         seconds = attributes(recorded).get("seconds", 0.0) + metrics["seconds"]
-        all_epochs = {**metrics, self._metric: value, "seconds": seconds}
-        self._study.record(number, epoch, value, all_epochs, result.get("facts"))
+        all_epochs = {**metrics, "seconds": seconds}
+        self._study.record(number, epoch, values[epoch], all_epochs, facts)
         for observer in self._observers:
             observer.epoch_ended(number, epoch, metrics)
 

@@ -299,8 +299,12 @@ class TrialStudy:
 
 
 def kept_epoch(trial: FrozenTrial) -> int:
-    """The epoch of a trial with values that counts: the last, if its recipe keeps no other."""
-    return int(attributes(trial).get("kept_epoch", max(trial.intermediate_values)))
+    """The epoch of a trial with values that counts: the last, if its recipe keeps no other.
+
+    A process that died between the facts and the value of a last epoch left the first alone.
+    """
+    kept = attributes(trial).get("kept_epoch")
+    return kept if kept in trial.intermediate_values else max(trial.intermediate_values)
 
 
 def attributes(trial: FrozenTrial) -> dict[str, Any]:

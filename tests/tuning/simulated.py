@@ -112,7 +112,7 @@ class World:
             return Failed("stopped", "nobody wants it")
         if run.epoch == run.job.recipe.epochs:
             self._close(job_id)
-            return Finished({"params": 1})
+            return Finished({"params": 1, "kept_epoch": run.epoch})
         if run.epoch:
             write_atomically(run.job.folder / f"epoch-{run.epoch}.checkpoint", b"")
         run.asker = asyncio.get_running_loop().create_future()

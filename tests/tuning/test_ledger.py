@@ -5,6 +5,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from cifartune.config import SearchSpace
+from cifartune.events import Observer
 from cifartune.tuning.schedulers import Handle, make_scheduler, tune_metric
 from cifartune.tuning.search import _Ledger
 from cifartune.tuning.study import TrialStudy, attributes
@@ -38,3 +39,30 @@ def test_an_epoch_that_is_trained_again_keeps_the_value_that_was_acted_on() -> N
     assert study.trials[1].intermediate_values == {1: 0.4}
     assert attributes(study.trials[1]) == {"val_accuracy": 0.4, "seconds": 4.0}
     assert decision == "STOP"  # 0.9 would go on
+
+
+def test_the_facts_of_a_trial_have_the_value_that_was_acted_on() -> None:
+    study = TrialStudy(SPACE)
+    nobody: Any = None
+    watcher = Told()
+    ledger = _Ledger(study, nobody, [watcher], nobody, threading.Event())
+    study.propose()
+    trial: Any = SimpleNamespace(config={"number": 0})
+    for epoch, value in ((1, 0.5), (2, 0.4), (2, 0.9)):
+        result: dict[str, Any] = {
+            "epoch": epoch,
+            "metrics": {"val_accuracy": value, "seconds": 1.0},
+        }
+        if value == 0.9:
+            result["facts"] = {"kept_epoch": 2, "val_accuracy": 0.9}
+        ledger.on_trial_result(0, [], trial, result)
+    assert attributes(study.trials[0])["val_accuracy"] == 0.4
+    assert watcher.values == [0.5, 0.4, 0.4]
+
+
+class Told(Observer):
+    def __init__(self) -> None:
+        self.values: list[float] = []
+
+    def epoch_ended(self, number: int, epoch: int, metrics: dict[str, float]) -> None:
+        self.values.append(metrics["val_accuracy"])

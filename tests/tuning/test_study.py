@@ -433,6 +433,21 @@ def test_facts_come_with_the_last_epoch_and_leave_its_metrics(tmp_path: Path) ->
     assert ended.value == 0.1
 
 
+def test_facts_without_their_epoch_do_not_count(tmp_path: Path) -> None:
+    """A process died after it wrote them, and before the value of the last epoch."""
+    study = TrialStudy(make_space(), url=sqlite_url(tmp_path / "study.db"), name="x")
+    number = study.propose().number
+    study.record(number, 1, 0.1)
+    known = {"val_loss": 1.0, "facts": {"kept_epoch": 2}}
+    for storage, trial_id in study._ids(number):
+        storage.set_trial_user_attr(trial_id, "metrics", known)
+    again = TrialStudy(make_space(), url=sqlite_url(tmp_path / "study.db"), name="x")
+    assert kept_epoch(again.trials[number]) == 1
+    assert again.best()[0].number == number
+    again.prune(number)
+    assert again.trials[number].value == 0.1
+
+
 def test_an_ended_trial_is_in_the_file_itself(tmp_path: Path) -> None:
     """What was written since then is beside it, and is lost with the power."""
     (tmp_path / "whole").mkdir()
