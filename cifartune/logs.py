@@ -1,11 +1,24 @@
 """Libraries' own messages go to a file, which is named on the screen, and not to the terminal."""
 
 import logging
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 LOGGERS = ("cifartune", "ray", "ray.tune", "ray.train", "ray.data", "mlflow", "alembic")
+
+
+class _LogFile(logging.FileHandler):
+    """A file that a full disk may cut short; nothing else comes of that."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+    def close(self) -> None:
+        with suppress(OSError):
+            super().close()
 
 
 @contextmanager
@@ -14,7 +27,7 @@ def log_to(path: Path) -> Iterator[None]:
 
     Ray gives its loggers handlers when it is imported: import it first.
     """
-    handler = logging.FileHandler(path)
+    handler = _LogFile(path)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     loggers = [logging.getLogger(name) for name in LOGGERS]
     before = [(logger.handlers, logger.propagate, logger.level) for logger in loggers]

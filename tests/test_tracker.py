@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ import pytest
 import torch
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
+from sqlalchemy.exc import OperationalError
 
 from cifartune.config import Recipe, SearchSpace
 from cifartune.errors import UserError
@@ -257,6 +259,25 @@ def test_what_the_store_cannot_take_holds_up_nothing(
     assert tracker.unsent == 0 and len(tracker.failures) == 2
     assert tried == ["trial-0"] * tracker_module.TRIES
     assert logged(run)["trial-0"].info.status == "FINISHED"
+
+
+def test_a_store_on_a_full_disk_loses_no_event(
+    run: RunFolder, study: TrialStudy, impatient: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(store: MlflowStore, event: Event) -> None:
+        cause = sqlite3.OperationalError("database or disk is full")
+        raise MlflowException(str(OperationalError("INSERT ...", None, cause)))
+
+    tracker = tracker_of(run)
+    tracker.check()
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowStore, "_write", full)
+        for end in ("complete", "prune"):
+            do_trial(tracker, study, end)
+        tracker.close()
+    assert tracker.failures == [] and tracker.unsent
+    assert send_rest(tracker.uri, run) == tracker.unsent
+    check_both_trials(run)
 
 
 def test_a_trial_of_several_objectives_is_told(run: RunFolder) -> None:

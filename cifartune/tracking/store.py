@@ -12,6 +12,7 @@ from filelock import FileLock
 from cifartune.errors import UserError, first_line
 from cifartune.runs import RunFolder
 from cifartune.tracking.outbox import Event
+from cifartune.tuning.disk import no_room
 
 EXPERIMENT = "cifartune"
 
@@ -150,6 +151,8 @@ class MlflowStore:
             self._write(event)
         except Exception as error:  # whatever it is, a search goes on without
             self._client = None  # what came of it is not known: look again
+            if no_room(error):
+                self.is_open = False  # as good as away, until there is room
             trouble = Trouble(f"{type(error).__name__}: {first_line(error)}")
             trouble.is_final = self.is_open and not _may_pass(error)
             return trouble
