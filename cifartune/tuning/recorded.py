@@ -1,5 +1,6 @@
 """The trials of a search, read without disturbing whoever is at it."""
 
+import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -40,6 +41,7 @@ def recorded_trials(run: RunFolder) -> list[FrozenTrial]:
                 raise
             where = run.study if run.has_own_study else "--storage"
             reason = first_line(error.__cause__ or error).rpartition(": ")[2]
+            reason = re.sub(r"^\(\S+\) ", "", reason)  # SQLAlchemy names the driver's class
             raise UserError(f"{where}: cannot be read: {reason}") from None
         finally:
             if database is not None:
