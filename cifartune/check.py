@@ -41,7 +41,7 @@ class Finding:
 
 
 def check_run(run: RunFolder, data_root: Path) -> list[Finding]:
-    """Reads a search that nobody is at, from end to end, and changes nothing.
+    """Reads a search that nobody is at, from end to end, and mends nothing.
 
     Of a search that is not finished, it looks neither at what is half-written nor at whether MLflow
     has the states and values of the study, which `resume` sees to.
