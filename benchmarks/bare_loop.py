@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cifartune.config import Recipe
+from cifartune.schedule import lr_factor
 from cifartune.training import SplitImages, Trainer
 from cifartune.training.device import autocast
-from cifartune.training.optim import lr_factor
 
 
 class BareLoop:

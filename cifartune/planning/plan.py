@@ -13,6 +13,7 @@ from cifartune.config import Recipe, SearchSpace
 from cifartune.config.effects import augments
 from cifartune.config.recipe import recipe_fields
 from cifartune.planning.rehearsal import MOST_TRIALS, Rehearsed
+from cifartune.schedule import restart_epochs
 from cifartune.seeds import derive_seed
 from cifartune.tuning.checkpoints import KEPT
 from cifartune.tuning.messages import Cost, Probed
@@ -292,8 +293,6 @@ def _epochs(cost: Cost, epochs: int, train_images: float, evaluated: float) -> f
 
 def _snapshots(recipe: Recipe) -> int:
     """How many epochs of a fold are kept beside its last."""
-    from cifartune.training.optim import restart_epochs  # torch, which the terminal does without
-
     return len(restart_epochs(recipe))
 
 

@@ -18,6 +18,7 @@ from cifartune.config.recipe import Recipe
 from cifartune.models import build_model
 from cifartune.models.freezing import set_training
 from cifartune.models.speednet import SpeedNet
+from cifartune.schedule import lr_factor
 from cifartune.training.averaging import WeightAverage
 from cifartune.training.classifier import Classifier, eval_batch, predict
 from cifartune.training.cut import Tail
@@ -27,12 +28,8 @@ from cifartune.training.features import FrozenFeatures
 from cifartune.training.feed import Feed, shrink
 from cifartune.training.history import EpochResult, has_ended, kept_epoch, plateaus
 from cifartune.training.images import Normalization, SplitImages
-from cifartune.training.optim import build_optimizer, lr_factor
-from cifartune.training.random_state import (
-    get_random_state,
-    own_random_state,
-    set_random_state,
-)
+from cifartune.training.optim import build_optimizer
+from cifartune.training.random_state import get_random_state, own_random_state, set_random_state
 from cifartune.training.sharpness import climb
 from cifartune.training.targets import Targets, hardest
 from cifartune.training.workers import Workers

@@ -16,12 +16,12 @@ from cifartune.data import load_train
 from cifartune.data.splits import Splits
 from cifartune.errors import first_line
 from cifartune.files import write_atomically
+from cifartune.schedule import restart_epochs
 from cifartune.training import EpochResult, SplitImages, Trainer
 from cifartune.training.classifier import save_classifier
 from cifartune.training.device import AUTOMATIC, choose_device, most_memory, settle
 from cifartune.training.failures import OutOfMemory, is_out_of_memory
 from cifartune.training.memory import release_memory
-from cifartune.training.optim import restart_epochs
 from cifartune.training.workers import Workers
 from cifartune.tuning.checkpoints import Checkpoints
 from cifartune.tuning.messages import Job, Verdict

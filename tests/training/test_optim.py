@@ -8,7 +8,8 @@ from torch import nn
 
 from cifartune.config.recipe import ModelRecipe, OptimizerRecipe, ScheduleRecipe
 from cifartune.models import build_model
-from cifartune.training.optim import WARMUP_START, build_optimizer, lr_factor
+from cifartune.schedule import WARMUP_START, lr_factor
+from cifartune.training.optim import build_optimizer
 
 OptimizerName = Literal["sgd", "adam", "adamw", "adamax", "rmsprop", "lion", "muon"]
 ScheduleName = Literal["one_cycle", "cosine", "restarts", "step", "constant"]

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cifartune.config import Recipe
+from cifartune.schedule import restart_epochs
 from cifartune.training import EpochResult, SplitImages, Trainer
 from cifartune.training.averaging import WeightAverage
-from cifartune.training.optim import restart_epochs
 from cifartune.training.sharpness import climb
 from cifartune.training.targets import hardest
 
