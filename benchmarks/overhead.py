@@ -134,13 +134,15 @@ class Watcher(Observer):
 def in_a_slot(space: SearchSpace, folder: Path) -> Watcher:
     """The search through study, Tune and slot."""
     from cifartune.tuning.search import run_trials
-    from cifartune.tuning.slots import SlotPool, SlotShape
+    from cifartune.tuning.shape import SlotShape
+    from cifartune.tuning.slots import SlotPool
 
     splits = folder / "splits.npz"
     splits_of(space, load_train().labels).save(splits)
     study = TrialStudy(space, url=sqlite_url(folder / "study.db"), name="toy")
     watcher = Watcher()
-    with SlotPool(SlotShape(1, 2.0, 0.0), name="overhead", storage=folder / "ray") as pool:
+    shape = SlotShape(1, 2.0, 0.0)
+    with SlotPool(shape, name="overhead", storage=folder / "ray", owns_cluster=True) as pool:
         run_trials(
             study,
             pool,

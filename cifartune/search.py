@@ -162,7 +162,8 @@ class Search:
             self._point_out("messages", str(run.log))
             for note in space.notes():
                 self._point_out("note", note)
-            with SlotPool(shape, name=run.name, storage=run.ray) as pool:
+            own = self._address == OWN
+            with SlotPool(shape, name=run.name, storage=run.ray, owns_cluster=own) as pool:
                 self._splits = self._make_splits()
                 if not run.plan.exists():
                     self._look_ahead(pool, packing)

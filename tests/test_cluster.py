@@ -97,7 +97,7 @@ def test_a_machine_is_lost_in_the_middle_of_a_search(
         *("cluster", "check", "--address", address), cwd=tmp_path, timeout=100, **environment
     )
     assert checked.returncode == 0, checked.stderr
-    assert len(re.findall(r" 1 +0 +[\d.]+ GiB +yes", checked.stdout)) == 2
+    assert len(re.findall(r" 1 +0 +[\d.]+ GiB +shared +yes", checked.stdout)) == 2
 
     with started(
         *("search", "small.yaml", "--address", address), cwd=tmp_path, **environment
@@ -201,6 +201,39 @@ def test_the_network_is_cut_in_the_middle_of_a_search(tmp_path: Path, data_root:
 
 
 @pytest.mark.slow
+def test_machines_that_share_no_disk(tmp_path: Path, data_root: Path) -> None:
+    """The second machine sees an empty folder where the first one has the runs."""
+    (tmp_path / "small.yaml").write_text(SMALL)
+    hide = 'mount -t tmpfs none "$0" && exec "$@"'
+    within = ["unshare", "--mount", "sh", "-c", hide, str(tmp_path)]
+    if subprocess.run([*within, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("folders cannot be hidden here")
+    environment = {"CIFARTUNE_DATA": str(data_root), **TOKEN}
+    with ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="r", dir="/tmp"))
+        _, address = stack.enter_context(machine("--head", "--port=0", f"--temp-dir={folder}"))
+        stack.enter_context(machine(f"--address={address}", within=within))
+        checked = cifartune(
+            *("cluster", "check", "--address", address), cwd=tmp_path, timeout=100, **environment
+        )
+        assert checked.returncode == 0, checked.stderr
+        for kind in ("shared", "sent"):
+            assert len(re.findall(rf" 1 +0 +[\d.]+ GiB +{kind} +yes", checked.stdout)) == 1
+        search = cifartune(
+            *("search", "small.yaml", "--address", address),
+            cwd=tmp_path,
+            timeout=250,
+            **environment,
+        )
+    assert search.returncode == 0, search.stderr
+    assert "on 2 slots of 1 CPU core" in search.stdout
+    result = json.loads((tmp_path / "runs" / "small" / "result.json").read_text())
+    assert result["trials"]["total"] == result["trials"]["complete"] == 4
+    checked = cifartune("check", "small", cwd=tmp_path, timeout=100, **environment)
+    assert checked.returncode == 0, checked.stdout
+
+
+@pytest.mark.slow
 def test_two_searches_side_by_side_do_not_disturb_each_other(
     cluster: tuple[str, "subprocess.Popen[str]"], tmp_path: Path, data_root: Path
 ) -> None:
@@ -297,8 +330,9 @@ def test_the_job_for_kubernetes_is_a_command_of_ours() -> None:
     # All that comes after --help is parsed, and not done.
     assert CliRunner().invoke(app, [arguments[0], "--help", *arguments[1:]]).exit_code == 0
     groups = job["spec"]["rayClusterSpec"]
-    for group in (groups["headGroupSpec"], *groups["workerGroupSpecs"]):
-        pod = group["template"]["spec"]
-        [used] = pod["volumes"]
-        assert used["persistentVolumeClaim"]["claimName"] == volume["metadata"]["name"]
-        assert used["name"] == pod["containers"][0]["volumeMounts"][0]["name"]
+    pod = groups["headGroupSpec"]["template"]["spec"]
+    [used] = pod["volumes"]
+    assert used["persistentVolumeClaim"]["claimName"] == volume["metadata"]["name"]
+    [mounted] = pod["containers"][0]["volumeMounts"]
+    assert used["name"] == mounted["name"]
+    assert arguments[arguments.index("--runs") + 1].startswith(mounted["mountPath"])

@@ -13,8 +13,8 @@ def _a_folder(runs: Path) -> Path:
 
     if re.match(r"\w+:/", str(runs)):
         raise UserError(
-            f"--runs {runs}: runs are kept in a folder, not at an address; for several machines, "
-            "take one on a disk that all of them share"
+            f"--runs {runs}: runs are kept in a folder, not at an address; the other machines of a "
+            "cluster need not see it"
         )
     return runs
 

@@ -20,7 +20,8 @@ from cifartune.tuning.cluster import OWN, cluster, load_ray
 from cifartune.tuning.machines import join
 from cifartune.tuning.messages import Probe
 from cifartune.tuning.packing import pack
-from cifartune.tuning.slots import SlotPool, SlotShape
+from cifartune.tuning.shape import SlotShape
+from cifartune.tuning.slots import SlotPool
 
 
 def slots_for(space: SearchSpace, data_root: Path) -> tuple[SlotShape, str]:
@@ -149,7 +150,13 @@ def plan_search(
             if runs is not None:
                 join(runs, data_root)
             shape, packing = slots_for(space, data_root)
-            with SlotPool(shape, name=f"plan-{space.name}", storage=folder / "ray") as pool:
+            pool = SlotPool(
+                shape,
+                name=f"plan-{space.name}",
+                storage=folder / "ray",
+                owns_cluster=address == OWN,
+            )
+            with pool:
                 splits = folder / "splits.npz"
                 splits_of(space, load_train(data_root).labels).save(splits)
                 return look_ahead(

@@ -15,7 +15,7 @@ from cifartune.config import SearchSpace
 from cifartune.files import write_atomically
 from cifartune.report.machine import processor, versions
 from cifartune.tuning.messages import Cost, Probed
-from cifartune.tuning.slots import SlotShape
+from cifartune.tuning.shape import SlotShape
 
 FOLDER = "probes"
 

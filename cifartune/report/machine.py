@@ -48,6 +48,7 @@ def machines_table(machines: "Sequence[Machine]") -> Table:
     table.add_column("machine")
     for name in ("cores", "GPUs", "memory"):
         table.add_column(name, justify="right")
+    table.add_column("runs folder")
     table.add_column("can take part")
     for machine in machines:
         table.add_row(
@@ -55,6 +56,7 @@ def machines_table(machines: "Sequence[Machine]") -> Table:
             f"{machine.cores:g}",
             f"{machine.gpus:g}",
             f"{machine.memory_bytes / 2**30:.1f} GiB",
+            "shared" if machine.shares_runs else "sent",
             "no" if machine.problems else "yes",
         )
     return table

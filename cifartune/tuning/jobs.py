@@ -43,6 +43,7 @@ def run_job(
     *,
     device: torch.device | None = None,
     workers: Workers | None = None,
+    saved: Callable[[], None] = lambda: None,
 ) -> dict[str, Any] | None:
     """Trains `job`, from its checkpoint where there is one.
 
@@ -56,6 +57,7 @@ def run_job(
         workers: The processes that train it together: each calls this, and the first writes the
             files. They do not compile, and give up where the memory of one is too small. Default:
             this one alone.
+        saved: Called after each checkpoint.
 
     Returns:
         Facts about the run: parameters, how they were computed, threads and memory, the epoch that
@@ -69,7 +71,7 @@ def run_job(
     parts = 0
     while True:
         try:
-            return _run(job, report, device, parts, workers or Workers())
+            return _run(job, report, device, parts, workers or Workers(), saved)
         except OutOfMemory as failure:
             parts = failure.images // 2
             is_together = workers is not None and not workers.is_alone
@@ -81,7 +83,12 @@ def run_job(
 
 
 def _run(
-    job: Job, report: Report, device: torch.device, parts: int, workers: Workers
+    job: Job,
+    report: Report,
+    device: torch.device,
+    parts: int,
+    workers: Workers,
+    saved: Callable[[], None],
 ) -> dict[str, Any] | None:
     """`run_job` with `parts` images at a time; 0: what the recipe says, or what is found to fit."""
     split = load_split(job.splits, job.data_root, fold=job.fold, device=device)
@@ -102,7 +109,7 @@ def _run(
         if state is not None:
             trainer.load_state_dict(state)
             state = None
-        return _train(trainer, job, report)
+        return _train(trainer, job, report, saved)
     except Exception as error:
         if is_out_of_memory(error):
             recipe = recipe or job.recipe
@@ -111,7 +118,9 @@ def _run(
         raise
 
 
-def _train(trainer: Trainer, job: Job, report: Report) -> dict[str, Any] | None:
+def _train(
+    trainer: Trainer, job: Job, report: Report, saved: Callable[[], None]
+) -> dict[str, Any] | None:
     """The rest of `run_job`: epochs, checkpoints, outputs."""
     checkpoints = Checkpoints(job.folder)
     restarts = restart_epochs(job.recipe) if job.fold is not None else []
@@ -126,6 +135,7 @@ def _train(trainer: Trainer, job: Job, report: Report) -> dict[str, Any] | None:
             _save_outputs(trainer, job.folder / SNAPSHOTS / str(result.epoch))
         if is_first:
             checkpoints.save(result.epoch, trainer.state_dict())
+            saved()
         if verdict is Verdict.LEAVE:
             return None
     if not is_first:

@@ -37,6 +37,7 @@ class Machine:
         cores: CPU cores that Ray may give.
         gpus: GPUs that Ray may give.
         memory_bytes: Memory that Ray may give.
+        shares_runs: Whether it sees the folder of the runs; if not, files are sent there and back.
         problems: Why it cannot take part; empty where it can.
     """
 
@@ -44,6 +45,7 @@ class Machine:
     cores: float
     gpus: float
     memory_bytes: float
+    shares_runs: bool = False
     problems: list[str] = field(default_factory=list)
 
 
@@ -53,7 +55,7 @@ def survey(runs: Path, data_root: Path) -> list[Machine]:
     A machine without the images fetches them.
 
     Args:
-        runs: The folder of all runs, which every machine must see.
+        runs: The folder of all runs.
         data_root: The prepared images here.
 
     Raises:
@@ -80,7 +82,7 @@ def survey(runs: Path, data_root: Path) -> list[Machine]:
         ray.wait(pending, num_returns=len(pending), timeout=SECONDS)
         for machine, answer in answers:
             try:
-                machine.problems = ray.get(answer, timeout=0)
+                machine.shares_runs, machine.problems = ray.get(answer, timeout=0)
             except ray.exceptions.GetTimeoutError:
                 machine.problems = [f"no answer in {SECONDS / 60:.0f} minutes"]
             except Exception as error:  # whatever is not there, first of all our own package
@@ -146,25 +148,23 @@ def free_leftovers() -> int:
     return len(groups)
 
 
-def _look(shared: Path, data_root: Path, gpus: float, versions: dict[str, str]) -> list[str]:
-    """What keeps the machine that this runs on from taking part."""
+def _look(
+    shared: Path, data_root: Path, gpus: float, versions: dict[str, str]
+) -> tuple[bool, list[str]]:
+    """Whether this machine sees `shared`, and what keeps it from taking part."""
     problems = [
         f"{name} is {ours} there, {versions[name]} here"
         for name, ours in _versions().items()
         if ours != versions[name]
     ]
-    runs = shared.parent
+    shares_runs = (shared / MARK).exists()
+    folder = shared if shares_runs else Path(tempfile.gettempdir())
     try:
-        if not (shared / MARK).exists():
-            problems.append(
-                f"{runs} is another folder there; put the runs on a disk that all machines share, "
-                "with --runs"
-            )
-        else:
-            with tempfile.TemporaryFile(dir=shared):
-                pass
+        with tempfile.TemporaryFile(dir=folder):
+            pass
     except OSError as error:
-        problems.append(f"{runs} cannot be written there: {error.strerror}")
+        told = shared.parent if shares_runs else folder
+        problems.append(f"{told} cannot be written there: {error.strerror}")
     try:
         root_here(data_root)
     except UserError as error:
@@ -174,7 +174,7 @@ def _look(shared: Path, data_root: Path, gpus: float, versions: dict[str, str]) 
 
         if torch.cuda.device_count() < gpus:
             problems.append(f"Ray counts {gpus:g} GPUs, PyTorch {torch.cuda.device_count()}")
-    return problems
+    return shares_runs, problems
 
 
 def _versions() -> dict[str, str]:

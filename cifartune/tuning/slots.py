@@ -5,22 +5,23 @@ import os
 import signal
 import threading
 import time
+import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any
 
 import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from cifartune.config.space import ResourceSpec
 from cifartune.errors import Interrupted, UserError, first_line
+from cifartune.files import write_atomically
 from cifartune.tuning.board import Board
+from cifartune.tuning.courier import Files
+from cifartune.tuning.groups import SlotTrainer, backend, start_what_runs_share
 from cifartune.tuning.guard import SHARE
 from cifartune.tuning.messages import (
     Failed,
@@ -32,6 +33,7 @@ from cifartune.tuning.messages import (
     Seat,
     Work,
 )
+from cifartune.tuning.shape import SlotShape
 from cifartune.tuning.worker import slot_loop
 
 logger = logging.getLogger(__name__)
@@ -46,108 +48,40 @@ WATCH_SECONDS = 2.0
 """How often the pool looks for slots that hang."""
 
 
-@dataclass(frozen=True)
-class SlotShape:
-    """How many slots there are, and what each holds.
-
-    Attributes:
-        count: Slots, that is jobs at a time.
-        cpus: Cores of each.
-        gpus: GPUs, or the share of one, of each.
-        workers: Processes of each, which share its cores and GPUs alike.
-        isolation: Whether its processes train one job after the other, or one each.
-    """
-
-    count: int
-    cpus: float
-    gpus: float
-    workers: int = 1
-    isolation: Literal["slot", "process"] = "slot"
-
-    def __str__(self) -> str:
-        text = f"{self.cpus:g} CPU core{'' if self.cpus == 1 else 's'}"
-        text += f" and {self.gpus:g} GPU" if self.gpus else ""
-        return text + (f", with {self.workers} workers" if self.workers > 1 else "")
-
-    @classmethod
-    def choose(cls, wanted: ResourceSpec, max_concurrent: int | str) -> "SlotShape":
-        """Fills in `auto` from what the machines of the Ray cluster have.
-
-        With GPUs: one for each worker of a slot, with an equal share of its machine's cores.
-        Without: two cores a slot, for a convolution on two cores is nearly twice as fast as on one,
-        and a search with fewer slots stops bad trials sooner; or one for each worker.
-
-        Raises:
-            UserError: One slot wants more than there is.
-        """
-        machines = [
-            (node["Resources"].get("CPU", 0.0), node["Resources"].get("GPU", 0.0))
-            for node in ray.nodes()  # type: ignore[no-untyped-call]
-            if node["Alive"]
-        ]
-        workers = wanted.workers
-        devices = sum(gpus for _, gpus in machines)
-        gpus = wanted.gpus if wanted.gpus != "auto" else min(devices, float(workers))
-        all_cores = sum(cores for cores, _ in machines)
-        if wanted.cpus != "auto":
-            cpus = wanted.cpus
-        elif gpus:
-            each = [
-                cores // _gpu_shares(there, gpus / workers)
-                for cores, there in machines
-                if _gpu_shares(there, gpus / workers) and cores
-            ]
-            cpus = workers * max(1.0, min(each, default=1.0))
-        else:
-            cpus = max(1.0, min(2.0, max(cores for cores, _ in machines)), float(workers))
-
-        def room(machine: tuple[float, float]) -> int:
-            """How many workers fit on a machine."""
-            by_cores = _shares(machine[0], cpus / workers)
-            return min(by_cores, _gpu_shares(machine[1], gpus / workers)) if gpus else by_cores
-
-        count = sum(map(room, machines)) // workers
-        if not gpus:
-            count = min(count, max(1, int(all_cores)))
-        if not count:
-            for key, want, there in (("cpus", cpus, all_cores), ("gpus", gpus, devices)):
-                if want > there:
-                    raise UserError(
-                        f"resources.{key}: {want:g} wanted for a trial, but Ray has {there:g} "
-                        "here; lower it, or leave it out"
-                    )
-            share = cls(1, cpus / workers, gpus / workers)
-            raise UserError(
-                f"resources: no machine has {share} for a worker; lower cpus and gpus, or leave "
-                "them out"
-            )
-        if isinstance(max_concurrent, int):
-            count = min(count, max_concurrent)
-        return cls(count, cpus, gpus, workers, wanted.isolation)
-
-
 class SlotPool:
     """A board and the slots that work on it, for as long as the `with` block lasts.
 
-    Each slot is a TorchTrainer whose training loop takes job after job; or one job, where processes
-    are isolated, after which another TorchTrainer is started. It is held by a thread of the driver;
-    when the driver ends, however it ends, Ray ends the slot.
+    Each slot is a Ray Train run whose training loop takes job after job; or one job, where its
+    processes are isolated, after which another run is started. It is held by a thread of the
+    driver; when the driver ends, however it ends, Ray ends the slot.
 
     Args:
         shape: The number of slots and their resources.
         name: Names the Train runs, as the Ray dashboard shows them.
         storage: Where Ray Train keeps its own working files.
+        owns_cluster: Whether the Ray cluster is this driver's own.
     """
 
-    def __init__(self, shape: SlotShape, *, name: str, storage: Path) -> None:
+    def __init__(
+        self, shape: SlotShape, *, name: str, storage: Path, owns_cluster: bool = False
+    ) -> None:
         self.shape = shape
         self.name = name
         self.storage = storage
+        self.owns_cluster = owns_cluster
+        start_what_runs_share()
         # So many calls may wait on it at a time: one for every slot and every job.
         actor = ray.remote(num_cpus=0)(Board).options(
             max_concurrency=100_000, scheduling_strategy=only_on(this_machine())
         )
         self.board: Any = actor.remote()
+        self._files: Any = None
+        self._mark: Path | None = None
+        if not owns_cluster:  # other machines see this one's disk, or no mark
+            self._mark = storage / f"driver-{uuid.uuid4().hex}"
+            write_atomically(self._mark, "")
+            beside = {"num_cpus": 0, "scheduling_strategy": only_on(this_machine())}
+            self._files = ray.remote(Files).options(**beside).remote()
         self.lost = ""
         """Why no slot is left; empty while one is."""
         self.memory_share = SHARE
@@ -176,6 +110,8 @@ class SlotPool:
         trace: TracebackType | None,
     ) -> None:
         self._closing.set()
+        if self._mark:
+            self._mark.unlink(missing_ok=True)
         if kind is KeyboardInterrupt:
             return  # at once: what still runs ends with Ray
         with suppress(ray.exceptions.RayError):
@@ -306,16 +242,15 @@ class SlotPool:
             except Exception as error:  # it must go on watching
                 logger.warning("the watcher: %s", cause_of(error))
 
-    def _trainer(self, slot: int, attempt: int) -> TorchTrainer:
+    def _trainer(self, slot: int, attempt: int) -> SlotTrainer:
         shape = self.shape
         resources = {"CPU": shape.cpus / shape.workers}
         if shape.gpus:
             resources["GPU"] = shape.gpus / shape.workers
-        # NCCL wants a GPU for each worker.
-        is_shared = shape.gpus < shape.workers
         name = f"{self.name}-slot-{slot}" + (f"-restart-{attempt}" if attempt else "")
-        return TorchTrainer(
+        return SlotTrainer(
             slot_loop,
+            owns_cluster=self.owns_cluster,
             train_loop_config={
                 "board": self.board,
                 "slot": slot,
@@ -323,10 +258,12 @@ class SlotPool:
                 "device": "cuda" if shape.gpus else "cpu",
                 "memory_share": self.memory_share,
                 "home": this_machine(),
+                "mark": self._mark,
+                "files": self._files,
                 "shares_device": shape.gpus / shape.workers < 1,  # also where that is the memory
                 "one_job": shape.isolation == "process",
             },
-            torch_config=TorchConfig(backend="gloo" if is_shared else None),
+            backend_config=backend(shape.workers, shape.gpus),
             scaling_config=ScalingConfig(
                 num_workers=shape.workers,
                 use_gpu=bool(shape.gpus),
@@ -379,13 +316,3 @@ def _found_no_room(error: Exception) -> bool:
     """Whether a slot did not start because others hold what it needs, or its machine is gone."""
     failure = getattr(error, "controller_failure", None)
     return isinstance(failure, WorkerGroupStartupTimeoutError)
-
-
-def _gpu_shares(there: float, share: float) -> int:
-    """How many such shares some GPUs have: Ray takes one below 1 from a single GPU."""
-    return int(there) * _shares(1.0, share) if share < 1 else _shares(there, share)
-
-
-def _shares(there: float, share: float) -> int:
-    """How often `share` fits into `there`: five times 0.2 into 1, which `//` denies."""
-    return int(there / share + 1e-9)

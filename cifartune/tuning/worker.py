@@ -2,16 +2,19 @@
 
 import gc
 import os
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
+from tempfile import gettempdir
 from typing import TYPE_CHECKING, Any
 
 import ray
 import ray.train
-from ray.train.torch import get_device
 
 from cifartune.data import root_here
 from cifartune.errors import UserError, first_line
+from cifartune.tuning.courier import Courier
 from cifartune.tuning.disk import no_room
 from cifartune.tuning.guard import MemoryGuard
 from cifartune.tuning.messages import (
@@ -39,11 +42,18 @@ def slot_loop(config: dict[str, Any]) -> None:
     """The training loop of a slot's Ray Train workers: takes jobs until the board is closed."""
     from cifartune.training.memory import run_keeping_memory
 
-    run_keeping_memory(partial(_take_jobs, config))
+    courier, mark = None, config["mark"]
+    if mark and not mark.exists():  # this machine does not see the driver's disk
+        rank = ray.train.get_context().get_world_rank()
+        folder = Path(gettempdir()) / f"cifartune-{mark.name}-{config['slot']}-{rank}"
+        courier = Courier(config["files"], folder)
+    with courier or nullcontext():
+        run_keeping_memory(partial(_take_jobs, config, courier))
 
 
-def _take_jobs(config: dict[str, Any]) -> None:
+def _take_jobs(config: dict[str, Any], courier: Courier | None) -> None:
     import torch
+    from ray.train.torch import get_device
 
     from cifartune.training.workers import Workers
     from cifartune.tuning.jobs import give_back
@@ -71,7 +81,8 @@ def _take_jobs(config: dict[str, Any]) -> None:
         guard = MemoryGuard(partial(ran_short, job), config["memory_share"])
         guard.start()
         try:
-            message = _do(job, board, slot, device, workers, seat.node != config["home"])
+            is_away = seat.node != config["home"]
+            message = _do(job, board, slot, device, workers, is_away, courier)
         except torch.AcceleratorError:
             raise  # the device's state is lost, and this process with it
         except Exception as error:
@@ -98,6 +109,7 @@ def _do(
     device: "torch.device",
     workers: "Workers",
     is_away: bool,
+    courier: Courier | None,
 ) -> Message:
     """Does a job, on the driver's machine or away from it, and returns how it ended.
 
@@ -121,11 +133,16 @@ def _do(
     try:
         if is_away:
             job = replace(job, data_root=root_here(job.data_root))
-        if isinstance(job, Probe):
-            if workers.rank:
-                return Finished()
-            return Finished({"probed": run_probe(job, device=device, workers=workers.count)})
-        return Finished(run_job(job, report, device=device, workers=workers) or {})
+        with courier.carrying(job) if courier else nullcontext(job) as job:
+            if isinstance(job, Probe):
+                if workers.rank:
+                    return Finished()
+                return Finished({"probed": run_probe(job, device=device, workers=workers.count)})
+            bring = courier.bring if courier else lambda: None
+            facts = run_job(job, report, device=device, workers=workers, saved=bring)
+            if workers.rank == 0:
+                bring()
+            return Finished(facts or {})
     except (NonFiniteLoss, UnfitNetwork) as failure:
         return _failure(failure)
     except torch.AcceleratorError:

@@ -13,7 +13,7 @@ from cifartune.planning import ahead, recipes_to_measure
 from cifartune.tuning import packing
 from cifartune.tuning.cluster import load_ray
 from cifartune.tuning.packing import Packing, Tenant, choose, pack
-from cifartune.tuning.slots import SlotShape
+from cifartune.tuning.shape import SlotShape
 
 SPACE = SearchSpace.model_validate(
     {

@@ -4,6 +4,7 @@ import json
 import re
 import resource
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -36,7 +37,8 @@ from cifartune.tuning.cluster import cluster
 from cifartune.tuning.jobs import LOGITS, WEIGHTS, run_job
 from cifartune.tuning.messages import Failed, Finished, Job, Message, Progress, Verdict
 from cifartune.tuning.search import run_trials
-from cifartune.tuning.slots import SlotPool, SlotShape
+from cifartune.tuning.shape import SlotShape
+from cifartune.tuning.slots import SlotPool
 from cifartune.tuning.study import (
     TrialStudy,
     attributes,
@@ -485,6 +487,40 @@ def test_a_search_ends_when_its_time_is_up(
     for trial in study.trials:
         assert trial.state is TrialState.PRUNED
         assert ("end", trial.number) in watcher.heard
+
+
+def test_a_slot_that_does_not_see_the_drivers_disk_has_files_sent(
+    ray_cluster: str, tmp_path: Path, job: Job, one_thread: None
+) -> None:
+    """It goes on from what it sent, even where its machine has lost everything."""
+    fold = vary(job, "fold", fold=0, epochs=3)
+    at_home, scratch = list[list[str]](), set[Path]()
+    pool = SlotPool(SlotShape(count=1, cpus=0.5, gpus=0), name="away", storage=tmp_path / "ray")
+    [mark] = (tmp_path / "ray").iterdir()
+    mark.unlink()
+    with pool:
+        killed = None
+        for _, message in pool.run([fold]):
+            if not isinstance(message, Progress):
+                break
+            at_home.append(sorted(path.name for path in fold.folder.glob("*")))
+            scratch |= set(Path(tempfile.gettempdir()).glob(f"cifartune-{mark.name}-*"))
+            if message.epoch == 2 and killed is None:
+                killed = at_work_on(fold, pool)
+                killed.kill()
+        trial = replace(vary(job, "trial", epochs=1), keeps_weights=True)
+        messages = collect(pool, [trial])[trial.id]
+    assert isinstance(message, Finished) and killed, message
+    assert at_home[:2] == [[], ["epoch-1.checkpoint"]]
+    assert len(at_home) in (3, 4)  # of the first epoch nothing is trained again
+    assert [path.name for path in scratch] == [f"cifartune-{mark.name}-0-0"]
+    assert not any(path.exists() for path in scratch)
+    assert sorted(path.name for path in fold.folder.iterdir()) == [LOGITS, WEIGHTS]
+    twin = vary(job, "twin", fold=0, epochs=3)
+    run_job(twin, lambda result, is_last: Verdict.GO_ON)
+    assert (fold.folder / LOGITS).read_bytes() == (twin.folder / LOGITS).read_bytes()
+    assert isinstance(messages[-1], Finished)
+    assert [path.name for path in trial.folder.iterdir()] == [WEIGHTS]
 
 
 @pytest.mark.slow  # tests/training/test_workers.py has them without Ray
