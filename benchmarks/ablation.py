@@ -43,6 +43,9 @@ PARTS: dict[str, dict[str, Any]] = {
 }
 """Each with the fields that it changes; SGD has the values that were best for it in docs/LOG.md."""
 
+KEYS = ("recipe_id", "name", "seed", "device")
+"""What makes a run another one."""
+
 
 def main(options: argparse.Namespace) -> None:
     """Trains what is missing, seed by seed, and keeps each run as it is done."""
@@ -50,32 +53,42 @@ def main(options: argparse.Namespace) -> None:
     space = load_space(options.file)
     path = result_path("ablation", options)
     runs: list[dict[str, Any]] = json.loads(path.read_text())["runs"] if path.exists() else []
+    epochs = options.epochs or space.base.epochs
+    model = options.model or space.base.model.name
     asked = set()
+
+    def write() -> None:
+        """What is there by now of what is asked for."""
+        own = [run for run in runs if tuple(run[key] for key in KEYS) in asked]
+        keep(
+            path,
+            f"python benchmarks/ablation.py {options.file.name} --seeds {options.seeds} "
+            f"--epochs {epochs} --model {model}",
+            about=f"{model} by {options.file.name}, {epochs} epochs on {space.train_images:,} "
+            f"images, {space.data.validation:,} to validate on, with test-time augmentation, "
+            f"n = {len({run['seed'] for run in own})}; ± is half the 95 % interval. Rates are the "
+            "fastest of the seeds'.",
+            device=device.type,
+            rows=rows(own),
+            runs=runs,
+        )
+
     for seed in range(options.seeds):
         for name, changes in PARTS.items():
             shared = {
                 "seed": derive_seed(seed, "ablation"),
-                "epochs": options.epochs or space.base.epochs,
-                "model.name": options.model or space.base.model.name,
+                "epochs": epochs,
+                "model.name": model,
             }
             recipe = space.base.with_values(shared | changes)
-            about = {"recipe_id": recipe.id, "name": name, "seed": seed, "device": device.type}
+            about = dict(zip(KEYS, (recipe.id, name, seed, device.type), strict=True))
             asked.add(tuple(about.values()))
             if any(about.items() <= run.items() for run in runs):
                 continue
             runs.append({**about, **measure(recipe, space, device)})
             print(runs[-1], flush=True)
-            keep(
-                path,
-                f"python benchmarks/ablation.py {options.file.name} --seeds {options.seeds} "
-                f"--epochs {recipe.epochs} --model {recipe.model.name}",
-                about=f"{recipe.model.name} by {options.file.name}, {recipe.epochs} epochs on "
-                f"{space.train_images:,} images, {space.data.validation:,} to validate on, with "
-                f"test-time augmentation, n = {seed + 1}; ± is half the 95 % interval.",
-                device=device.type,
-                rows=rows([r for r in runs if tuple(r[key] for key in about) in asked]),
-                runs=runs,
-            )
+            write()
+    write()
 
 
 def measure(recipe: Recipe, space: SearchSpace, device: torch.device) -> dict[str, Any]:
@@ -115,7 +128,7 @@ def rows(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 "n": count,
                 "mean": round(fmean(values), 5),
                 "half_interval": round(half, 5),
-                "images_per_second": round(fmean(run["images_per_second"] for run in own), 1),
+                "images_per_second": round(max(run["images_per_second"] for run in own), 1),
             }
         )
     return found

@@ -244,20 +244,22 @@ def overhead(result: Result) -> Iterator[str]:
 
 def start(result: Result) -> Iterator[str]:
     """How long a search takes to begin."""
+    runs = len(next(iter(result["starts"].values()))["cached"])
     yield (
-        f"Seconds from the command to what the search of {result['file']} prints, median of "
-        f"{len(result['starts']['cached'])} on {where(result)}. Bar: the first steps of all slots "
-        "within 20 s where the probe was made before; else it measures a minute's worth of the "
-        "space's networks and modes first.\n"
+        f"Seconds from the command to what the search of {result['file']} prints, median of {runs} "
+        f"on {where(result)}. Bar: the first "
+        "steps of two slots within 20 s where the probe was made before; else the space's networks "
+        "and modes are measured first.\n"
     )
-    yield "| | Ray is up | the plan is made | the first steps of all slots |"
-    yield "|---|---|---|---|"
-    for kind, told in (("cached", "probed before"), ("uncached", "never probed")):
-        cells = [
-            f"{median(one[event] for one in result['starts'][kind]):.1f}"
-            for event in ("ray_is_up", "plan_is_made", "first_steps")
-        ]
-        yield f"| {told} | {' | '.join(cells)} |"
+    yield "| slots | | Ray is up | the plan is made | the first steps of all slots |"
+    yield "|---|---|---|---|---|"
+    for kinds in result["starts"].values():
+        for kind, told in (("cached", "probed before"), ("uncached", "never probed")):
+            cells = [
+                f"{median(one[event] for one in kinds[kind]):.1f}"
+                for event in ("ray_is_up", "plan_is_made", "first_steps")
+            ]
+            yield f"| {kinds[kind][0]['slots']} | {told} | {' | '.join(cells)} |"
 
 
 def slots(result: Result) -> Iterator[str]:

@@ -3,9 +3,10 @@
     python benchmarks/start.py [FILE] [--runs N]
 
 FILE's search is started N times with nothing measured before, and N times with what that left
-beside the images: the probe of the space and the modes of its networks. Each is ended by Ctrl-C
-when all slots have told their first epoch. What passes until then is divided by what the command
-prints: Ray is up, the plan is made, the first steps are taken.
+beside the images: the probe of the space and the modes of its networks; both with the slots that
+the file has and with slots of one core. Each is ended by Ctrl-C when all slots have told their
+first epoch. What passes until then is divided by what the command prints: Ray is up, the plan is
+made, the first steps are taken.
 """
 
 import argparse
@@ -16,6 +17,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from statistics import median
 
@@ -26,39 +29,45 @@ from cifartune.data import default_root
 FIRST = re.compile(r"trial +(\d+) +epoch 1/.* ([\d.]+) s ")
 SLOTS = re.compile(r" on (\d+) slots? of ")
 MEASURED = ("modes", "probes")
+SHAPES = {"slots of the file": (), "slots of one core": ("--set", "resources.cpus=1")}
 
 
 def main(options: argparse.Namespace) -> None:
     """Starts the search again and again."""
-    found: dict[str, list[dict[str, float]]] = {"uncached": [], "cached": []}
-    for run in range(options.runs):
+    found: dict[str, dict[str, list[dict[str, float]]]] = {
+        shape: {"uncached": [], "cached": []} for shape in SHAPES
+    }
+    for run, shape in product(range(options.runs), SHAPES):
         with tempfile.TemporaryDirectory() as temporary:
             data = Path(temporary)
             for path in default_root().iterdir():
                 if path.name not in MEASURED:
                     (data / path.name).symlink_to(path)
-            for kind, starts in found.items():
-                starts.append(start(options.file.resolve(), data))
-                print(f"{run + 1}/{options.runs} {kind}: {starts[-1]}", flush=True)
+            for kind, starts in found[shape].items():
+                starts.append(start(options.file.resolve(), SHAPES[shape], data))
+                print(f"{run + 1}/{options.runs} {shape}, {kind}: {starts[-1]}", flush=True)
     keep(
         RESULTS / "start.json",
         f"python benchmarks/start.py search_spaces/{options.file.name} --runs {options.runs}",
         file=options.file.name,
         seconds_to_the_first_step_of_all_slots={
-            kind: round(median(one["first_steps"] for one in starts), 1)
-            for kind, starts in found.items()
+            shape: {
+                kind: round(median(one["first_steps"] for one in starts), 1)
+                for kind, starts in kinds.items()
+            }
+            for shape, kinds in found.items()
         },
         starts=found,
     )
 
 
-def start(file: Path, data: Path) -> dict[str, float]:
-    """Seconds from the command until each thing that it prints, and until the first steps."""
+def start(file: Path, options: Sequence[str], data: Path) -> dict[str, float]:
+    """The slots, and the seconds from the command to what it prints and to the first steps."""
     with tempfile.TemporaryDirectory() as folder:
         begun, seen, slots = time.monotonic(), dict[str, float](), 0
         steps = dict[str, float]()
         search = subprocess.Popen(
-            [sys.executable, "-m", "cifartune", "search", str(file)],
+            [sys.executable, "-m", "cifartune", "search", str(file), *options],
             cwd=folder,
             stdout=subprocess.PIPE,
             text=True,
@@ -72,7 +81,7 @@ def start(file: Path, data: Path) -> dict[str, float]:
             if re.match(r" +plan ", line):
                 seen["plan_is_made"] = round(now, 1)
             if told := SLOTS.search(line):
-                slots = int(told[1])
+                slots = seen["slots"] = int(told[1])
             if epoch := FIRST.match(line):
                 steps[epoch[1]] = now - float(epoch[2])
             if slots and len(steps) == slots:

@@ -54,7 +54,7 @@ MODELS = {
 }
 """The networks of the sources, at 32 pixels."""
 
-SECONDS = {"short": 3.0, "full": 20.0}
+SECONDS = {"short": 3.0, "full": 8.0}
 """How long a round of each is, about."""
 
 ROUNDS = {"short": 1, "full": 3}
