@@ -3,6 +3,7 @@
 import logging
 import tempfile
 from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,11 @@ from ray.util.state import list_jobs, list_placement_groups
 from cifartune.data import root_here
 from cifartune.errors import UserError, first_line
 from cifartune.tuning.slots import cause_of, only_on
-from cifartune.tuning.versions import differences, versions
 
 logger = logging.getLogger(__name__)
+
+PACKAGES = ("cifartune", "torch", "torchvision", "timm", "numpy")
+"""What has to be of one version everywhere; that Python and Ray are, Ray sees to."""
 
 SECONDS = 900.0
 """How long a machine may take to answer: it may have to fetch the images first."""
@@ -73,7 +76,7 @@ def survey(runs: Path, data_root: Path) -> list[Machine]:
                 has = (node["Resources"].get(name, 0.0) for name in ("CPU", "GPU", "memory"))
                 machine = Machine(node["NodeManagerHostname"], *has)
                 there = look.options(scheduling_strategy=only_on(node["NodeID"]))
-                answer = there.remote(Path(shared), data_root, machine.gpus, versions())
+                answer = there.remote(Path(shared), data_root, machine.gpus, _versions())
                 answers.append((machine, answer))
         pending = [answer for _, answer in answers]
         ray.wait(pending, num_returns=len(pending), timeout=SECONDS)
@@ -146,10 +149,14 @@ def free_leftovers() -> int:
 
 
 def _look(
-    shared: Path, data_root: Path, gpus: float, drivers: dict[str, str]
+    shared: Path, data_root: Path, gpus: float, versions: dict[str, str]
 ) -> tuple[bool, list[str]]:
     """Whether this machine sees `shared`, and what keeps it from taking part."""
-    problems = differences(drivers)
+    problems = [
+        f"{name} is {ours} there, {versions[name]} here"
+        for name, ours in _versions().items()
+        if ours != versions[name]
+    ]
     shares_runs = (shared / MARK).exists()
     folder = shared if shares_runs else Path(tempfile.gettempdir())
     try:
@@ -168,3 +175,13 @@ def _look(
         if torch.cuda.device_count() < gpus:
             problems.append(f"Ray counts {gpus:g} GPUs, PyTorch {torch.cuda.device_count()}")
     return shares_runs, problems
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "missing"
+    return found

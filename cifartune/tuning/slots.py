@@ -34,7 +34,6 @@ from cifartune.tuning.messages import (
     Work,
 )
 from cifartune.tuning.shape import SlotShape
-from cifartune.tuning.versions import versions
 from cifartune.tuning.worker import slot_loop
 
 logger = logging.getLogger(__name__)
@@ -81,11 +80,8 @@ class SlotPool:
         if not owns_cluster:  # other machines see this one's disk, or no mark
             self._mark = storage / f"driver-{uuid.uuid4().hex}"
             write_atomically(self._mark, "")
-            self._files = (
-                ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Files)
-                .options(scheduling_strategy=only_on(this_machine()))
-                .remote()
-            )
+            beside = {"num_cpus": 0, "scheduling_strategy": only_on(this_machine())}
+            self._files = ray.remote(Files).options(**beside).remote()
         self.lost = ""
         """Why no slot is left; empty while one is."""
         self.memory_share = SHARE
@@ -262,7 +258,6 @@ class SlotPool:
                 "device": "cuda" if shape.gpus else "cpu",
                 "memory_share": self.memory_share,
                 "home": this_machine(),
-                "versions": versions(),
                 "mark": self._mark,
                 "files": self._files,
                 "shares_device": shape.gpus / shape.workers < 1,  # also where that is the memory

@@ -44,8 +44,6 @@ from cifartune.tuning.study import (
     attributes,
     sqlite_url,
 )
-from cifartune.tuning.versions import versions
-from cifartune.tuning.worker import slot_loop
 
 on_cpu = pytest.mark.skipif(torch.cuda.is_available(), reason="bit for bit on the CPU")
 
@@ -523,12 +521,6 @@ def test_a_slot_that_does_not_see_the_drivers_disk_has_files_sent(
     assert (fold.folder / LOGITS).read_bytes() == (twin.folder / LOGITS).read_bytes()
     assert isinstance(messages[-1], Finished)
     assert [path.name for path in trial.folder.iterdir()] == [WEIGHTS]
-
-
-def test_a_machine_that_joins_with_other_versions_trains_nothing() -> None:
-    """Those of the start were looked at."""
-    with pytest.raises(UserError, match=r"^torch is [0-9.]+ there, 1.0 here$"):
-        slot_loop({"versions": {**versions(), "torch": "1.0"}})
 
 
 @pytest.mark.slow  # tests/training/test_workers.py has them without Ray
