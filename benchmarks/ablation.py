@@ -88,7 +88,6 @@ def main(options: argparse.Namespace) -> None:
             runs.append({**about, **measure(recipe, space, device)})
             print(runs[-1], flush=True)
             write()
-    write()
 
 
 def measure(recipe: Recipe, space: SearchSpace, device: torch.device) -> dict[str, Any]:

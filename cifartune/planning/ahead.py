@@ -133,7 +133,7 @@ def plan_search(
         started: When the command began, on the clock of `time.monotonic`.
         warm_start: Trials of other searches that the sampler knows.
         address: The Ray cluster; see `cluster`.
-        runs: A folder that all its machines share. Default: this machine's for temporary files.
+        runs: The folder of all runs. Default: this machine's for temporary files.
 
     Raises:
         UserError: As `look_ahead`, and where the machine has not what a trial wants.

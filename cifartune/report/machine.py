@@ -56,7 +56,7 @@ def machines_table(machines: "Sequence[Machine]") -> Table:
             f"{machine.cores:g}",
             f"{machine.gpus:g}",
             f"{machine.memory_bytes / 2**30:.1f} GiB",
-            "shared" if machine.shares_runs else "sent",
+            {True: "shared", False: "sent", None: "?"}[machine.shares_runs],
             "no" if machine.problems else "yes",
         )
     return table

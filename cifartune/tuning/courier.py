@@ -1,37 +1,56 @@
 """A job's files on a machine that does not see the driver's disk: fetched, and brought back."""
 
+import errno
 import shutil
+import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import ray
+from filelock import FileLock, Timeout
 
+from cifartune.errors import first_line
 from cifartune.files import write_atomically
 from cifartune.tuning.messages import Job, Work
+
+SCRATCH = "cifartune-slot-"
+"""How the names of slots' folders begin."""
 
 
 class Files:
     """The driver's disk, for those who do not see it; the body of a Ray actor beside the driver."""
 
-    def read(self, folder: Path) -> dict[str, bytes]:
-        """All files in `folder` and below, by their paths in it; none if there is no such folder.
+    def read(self, path: Path) -> bytes:
+        """A file's content."""
+        return path.read_bytes()
 
-        `folder` may also be a single file, whose path is then empty.
-        """
-        if folder.is_file():
-            return {"": folder.read_bytes()}
-        paths = [path for path in folder.rglob("*") if path.is_file()]
-        return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+    def checkpoints(self, folder: Path) -> dict[str, bytes]:
+        """A job's checkpoints by their names. Makes `folder` if it is not there."""
+        folder.mkdir(parents=True, exist_ok=True)
+        return {path.name: path.read_bytes() for path in folder.glob("epoch-*.checkpoint")}
 
     def write(self, folder: Path, changed: dict[str, bytes], gone: list[str]) -> None:
-        """Writes files of `folder`, each whole or not at all, and then deletes others of it."""
+        """Writes files of `folder`, each whole or not at all, and then deletes others of it.
+
+        Nothing where the folder is gone: its job is over, and this comes late.
+        """
+        if not folder.is_dir():
+            return
         for name, content in changed.items():
             write_atomically(folder / name, content)
         for name in gone:
             (folder / name).unlink(missing_ok=True)
+
+
+class AtHome(OSError):
+    """The driver's disk, not this machine's, could not be read or written."""
+
+
+class Undelivered(RuntimeError):
+    """Files did not come or go, through no fault of the recipe or of the driver's disk."""
 
 
 class Courier:
@@ -39,43 +58,65 @@ class Courier:
 
     Args:
         files: The driver's `Files`.
-        folder: The slot's own; it is there for the `with` block. What a slot of before left in it
-            when it was killed goes.
+        folder: The slot's own, there for the `with` block; its name begins with `SCRATCH`. Folders
+            beside it of slots that were killed are deleted.
     """
 
     def __init__(self, files: Any, folder: Path) -> None:
         self._files = files
         self._folder = folder
+        self._lock = FileLock(folder / ".lock")
         self._splits = folder / "splits.npz"
         self._here = folder / "job"
         self._home = Path()
         self._known: dict[str, tuple[int, int]] = {}
 
     def __enter__(self) -> None:
-        shutil.rmtree(self._folder, ignore_errors=True)
+        for other in self._folder.parent.glob(f"{SCRATCH}*"):
+            with suppress(Timeout, OSError), FileLock(other / ".lock", timeout=0):
+                shutil.rmtree(other, ignore_errors=True)
         self._folder.mkdir(0o700)
+        self._lock.acquire()
 
     def __exit__(self, *error: object) -> None:
         shutil.rmtree(self._folder, ignore_errors=True)
+        self._lock.release()
 
     @contextmanager
     def carrying(self, job: Work) -> Iterator[Work]:
-        """`job` with its splits and what its folder has on this machine, for the `with` block."""
-        if not self._splits.exists():
-            self._splits.write_bytes(ray.get(self._files.read.remote(job.splits))[""])
-        self._home = job.folder
-        self._here.mkdir()
+        """`job` with its splits and checkpoints on this machine, for the `with` block.
+
+        Raises:
+            AtHome: They cannot be read there.
+            Undelivered: They cannot be had, or the block cannot write here.
+        """
         try:
+            if not self._splits.exists():
+                write_atomically(self._splits, self._ask(self._files.read, job.splits))
+            self._home = job.folder
+            self._here.mkdir()
             if isinstance(job, Job):
-                for name, content in ray.get(self._files.read.remote(job.folder)).items():
+                for name, content in self._ask(self._files.checkpoints, job.folder).items():
                     write_atomically(self._here / name, content)
             self._known = self._stamps()
             yield replace(job, folder=self._here, splits=self._splits)
+        except AtHome:
+            raise
+        except OSError as error:
+            why = errno.errorcode.get(error.errno or 0, type(error).__name__)
+            raise Undelivered(
+                f"{socket.gethostname()} cannot keep files in {self._folder.parent} ({why})"
+            ) from None
         finally:
             shutil.rmtree(self._here, ignore_errors=True)
 
     def bring(self) -> None:
-        """Makes the job's folder on the driver's disk what it is here; returns when it is."""
+        """Makes the job's folder on the driver's disk what it is here; returns when it is.
+
+        Raises:
+            AtHome: It cannot be written.
+            Undelivered: It does not get there.
+        """
         now = self._stamps()
         changed = {
             name: (self._here / name).read_bytes()
@@ -84,8 +125,18 @@ class Courier:
         }
         gone = [name for name in self._known if name not in now]
         if changed or gone:
-            ray.get(self._files.write.remote(self._home, changed, gone))
+            self._ask(self._files.write, self._home, changed, gone)
         self._known = now
+
+    def _ask(self, method: Any, *arguments: Any) -> Any:
+        try:
+            return ray.get(method.remote(*arguments))
+        except ray.exceptions.RayError as error:
+            cause = getattr(error, "cause", None)
+            if isinstance(cause, OSError):
+                raise AtHome(cause.errno, cause.strerror, cause.filename) from None
+            told = first_line(cause or error)
+        raise Undelivered(f"files between {socket.gethostname()} and the driver: {told}")
 
     def _stamps(self) -> dict[str, tuple[int, int]]:
         """The size and the time of each file."""

@@ -1,4 +1,4 @@
-"""A slot's Ray Train worker group, without the processes that a slot has no use for."""
+"""A slot's Ray Train run, without the processes that a slot has no use for."""
 
 import os
 from typing import Any
@@ -6,19 +6,17 @@ from typing import Any
 from ray.train import BackendConfig
 from ray.train.constants import RAY_TRAIN_ENABLE_STATE_TRACKING
 from ray.train.v2._internal.callbacks import DatasetsCallback
-from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 from ray.train.v2._internal.state.state_actor import get_or_create_state_actor
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 
 class SlotTrainer(DataParallelTrainer):
-    """Ray Train's trainer for a function, as TorchTrainer is, which starts in half the time.
+    """Ray Train's trainer for a function, as TorchTrainer is, with fewer processes.
 
     Beside its controller and its workers, Ray Train starts a process that hands out Ray Datasets,
-    of which a slot has none; on a cluster of our own, which ends with the driver, it does without
-    two more: one asks the autoscaler for machines, one frees placement groups of dead controllers.
-    Each of them takes two seconds of a core before the first trial.
+    of which a slot has none, and one that asks the autoscaler for machines, of which a cluster of
+    our own gets no more. Each takes two seconds of a core before the first trial.
 
     Args:
         owns_cluster: Whether the cluster is the driver's own.
@@ -30,11 +28,8 @@ class SlotTrainer(DataParallelTrainer):
         self._owns_cluster = owns_cluster
 
     def _create_default_callbacks(self) -> list[Any]:
-        unused: tuple[type, ...] = (DatasetsCallback,)
-        if self._owns_cluster:
-            unused = (DatasetsCallback, PlacementGroupCleanerCallback)
         callbacks = super()._create_default_callbacks()
-        return [callback for callback in callbacks if not isinstance(callback, unused)]
+        return [callback for callback in callbacks if not isinstance(callback, DatasetsCallback)]
 
     def _initialize_and_run_controller(self, **options: Any) -> Any:
         if self._owns_cluster:

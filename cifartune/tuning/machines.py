@@ -1,6 +1,7 @@
 """The machines of a Ray cluster: whether each can take part, and what dead drivers left there."""
 
 import logging
+import os
 import tempfile
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -38,6 +39,7 @@ class Machine:
         gpus: GPUs that Ray may give.
         memory_bytes: Memory that Ray may give.
         shares_runs: Whether it sees the folder of the runs; if not, files are sent there and back.
+            None: it has not answered.
         problems: Why it cannot take part; empty where it can.
     """
 
@@ -45,7 +47,7 @@ class Machine:
     cores: float
     gpus: float
     memory_bytes: float
-    shares_runs: bool = False
+    shares_runs: bool | None = None
     problems: list[str] = field(default_factory=list)
 
 
@@ -157,7 +159,7 @@ def _look(
         for name, ours in _versions().items()
         if ours != versions[name]
     ]
-    shares_runs = (shared / MARK).exists()
+    shares_runs = os.path.exists(shared / MARK)  # also where it may not be looked for
     folder = shared if shares_runs else Path(tempfile.gettempdir())
     try:
         with tempfile.TemporaryFile(dir=folder):

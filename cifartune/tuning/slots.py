@@ -44,6 +44,9 @@ RESTARTS = 3
 CLOSE_SECONDS = 30.0
 """How long a closing pool waits for its slots to leave in order."""
 
+SEND_SECONDS = 300.0
+"""The same where other machines may still send what they have."""
+
 WATCH_SECONDS = 2.0
 """How often the pool looks for slots that hang."""
 
@@ -75,13 +78,18 @@ class SlotPool:
             max_concurrency=100_000, scheduling_strategy=only_on(this_machine())
         )
         self.board: Any = actor.remote()
-        self._files: Any = None
         self._mark: Path | None = None
-        if not owns_cluster:  # other machines see this one's disk, or no mark
+        self._files: Any = None
+        if not owns_cluster:
             self._mark = storage / f"driver-{uuid.uuid4().hex}"
-            write_atomically(self._mark, "")
-            beside = {"num_cpus": 0, "scheduling_strategy": only_on(this_machine())}
-            self._files = ray.remote(Files).options(**beside).remote()
+            keeper: Any = ray.remote(Files)
+            self._files = keeper.options(
+                num_cpus=0,
+                max_restarts=-1,
+                max_task_retries=-1,
+                max_concurrency=8,
+                scheduling_strategy=only_on(this_machine()),
+            ).remote()
         self.lost = ""
         """Why no slot is left; empty while one is."""
         self.memory_share = SHARE
@@ -99,6 +107,10 @@ class SlotPool:
         self._watcher = threading.Thread(target=self._watch, name="watcher", daemon=True)
 
     def __enter__(self) -> "SlotPool":
+        for left_by_a_kill in self.storage.glob("driver-*"):
+            left_by_a_kill.unlink(missing_ok=True)
+        if self._mark:  # which other machines see, or else not this one's disk
+            write_atomically(self._mark, "")
         for thread in [*self._threads, self._watcher]:
             thread.start()
         return self
@@ -110,16 +122,17 @@ class SlotPool:
         trace: TracebackType | None,
     ) -> None:
         self._closing.set()
-        if self._mark:
-            self._mark.unlink(missing_ok=True)
         if kind is KeyboardInterrupt:
             return  # at once: what still runs ends with Ray
         with suppress(ray.exceptions.RayError):
             ray.get(self.board.close.remote())
-        deadline = time.monotonic() + CLOSE_SECONDS
+        deadline = time.monotonic() + (CLOSE_SECONDS if self.owns_cluster else SEND_SECONDS)
         for slot, thread in enumerate(self._threads):
             if not self._is_gone(slot):
                 thread.join(max(0.0, deadline - time.monotonic()))
+        if self._mark:
+            with suppress(OSError):
+                self._mark.unlink()
 
     def _is_gone(self, slot: int) -> bool:
         """Whether a slot died and has not come again, as where its machine is lost."""
@@ -198,7 +211,8 @@ class SlotPool:
                 continue
             except Exception as error:  # whatever ended the worker group, its job must hear of it
                 reason = f"slot {slot} died: {cause_of(error)}"
-                if _found_no_room(error) and not self._closing.is_set():
+                # On a cluster of our own, nobody else holds what it needs.
+                if not (self.owns_cluster or self._closing.is_set()) and _found_no_room(error):
                     logger.warning("slot %d finds no room on the cluster; it looks again", slot)
                     start += 1
                     continue

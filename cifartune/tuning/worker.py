@@ -2,6 +2,7 @@
 
 import gc
 import os
+import uuid
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -14,7 +15,7 @@ import ray.train
 
 from cifartune.data import root_here
 from cifartune.errors import UserError, first_line
-from cifartune.tuning.courier import Courier
+from cifartune.tuning.courier import SCRATCH, Courier, Undelivered
 from cifartune.tuning.disk import no_room
 from cifartune.tuning.guard import MemoryGuard
 from cifartune.tuning.messages import (
@@ -43,10 +44,8 @@ def slot_loop(config: dict[str, Any]) -> None:
     from cifartune.training.memory import run_keeping_memory
 
     courier, mark = None, config["mark"]
-    if mark and not mark.exists():  # this machine does not see the driver's disk
-        rank = ray.train.get_context().get_world_rank()
-        folder = Path(gettempdir()) / f"cifartune-{mark.name}-{config['slot']}-{rank}"
-        courier = Courier(config["files"], folder)
+    if mark and not os.path.exists(mark):  # this machine does not see the driver's disk
+        courier = Courier(config["files"], Path(gettempdir()) / f"{SCRATCH}{uuid.uuid4().hex}")
     with courier or nullcontext():
         run_keeping_memory(partial(_take_jobs, config, courier))
 
@@ -147,6 +146,8 @@ def _do(
         return _failure(failure)
     except torch.AcceleratorError:
         raise  # the device's state is lost, and this process with it
+    except Undelivered:
+        raise  # another machine may do better
     except Exception as error:  # a defect in one recipe's path must not take the slot with it
         if not workers.is_alone:
             raise

@@ -34,6 +34,7 @@ from cifartune.planning.ahead import look_ahead
 from cifartune.training import SplitImages, Trainer
 from cifartune.tuning.checkpoints import Checkpoints
 from cifartune.tuning.cluster import cluster
+from cifartune.tuning.courier import SCRATCH
 from cifartune.tuning.jobs import LOGITS, WEIGHTS, run_job
 from cifartune.tuning.messages import Failed, Finished, Job, Message, Progress, Verdict
 from cifartune.tuning.search import run_trials
@@ -78,7 +79,8 @@ def slots(folder: Path, ray_cluster: str) -> Iterator[tuple[SlotPool, ExitStack]
     """Two slots of one thread each, and what closes them."""
     with ExitStack() as stack:
         shape = SlotShape(count=2, cpus=0.5, gpus=0)
-        yield stack.enter_context(SlotPool(shape, name="test", storage=folder / "ray")), stack
+        pool = SlotPool(shape, name="test", storage=folder / "ray", owns_cluster=True)
+        yield stack.enter_context(pool), stack
 
 
 @pytest.fixture
@@ -493,33 +495,41 @@ def test_a_slot_that_does_not_see_the_drivers_disk_has_files_sent(
     ray_cluster: str, tmp_path: Path, job: Job, one_thread: None
 ) -> None:
     """It goes on from what it sent, even where its machine has lost everything."""
+
+    def scratch() -> set[Path]:
+        return set(Path(tempfile.gettempdir()).glob(f"{SCRATCH}*"))
+
     fold = vary(job, "fold", fold=0, epochs=3)
-    at_home, scratch = list[list[str]](), set[Path]()
+    trial = replace(vary(job, "trial", epochs=1), keeps_weights=True)
+    deaf = replace(vary(job, "deaf"), splits=tmp_path / "nowhere.npz")
+    before, at_home, used = scratch(), list[set[str]](), set[Path]()
     pool = SlotPool(SlotShape(count=1, cpus=0.5, gpus=0), name="away", storage=tmp_path / "ray")
-    [mark] = (tmp_path / "ray").iterdir()
-    mark.unlink()
     with pool:
+        [mark] = (tmp_path / "ray").glob("driver-*")
+        mark.unlink()
         killed = None
         for _, message in pool.run([fold]):
             if not isinstance(message, Progress):
                 break
-            at_home.append(sorted(path.name for path in fold.folder.glob("*")))
-            scratch |= set(Path(tempfile.gettempdir()).glob(f"cifartune-{mark.name}-*"))
+            at_home.append({path.name for path in fold.folder.glob("epoch-*")})
+            used |= scratch() - before
             if message.epoch == 2 and killed is None:
                 killed = at_work_on(fold, pool)
                 killed.kill()
-        trial = replace(vary(job, "trial", epochs=1), keeps_weights=True)
-        messages = collect(pool, [trial])[trial.id]
+        messages = collect(pool, [deaf, trial])
     assert isinstance(message, Finished) and killed, message
-    assert at_home[:2] == [[], ["epoch-1.checkpoint"]]
+    assert "epoch-1.checkpoint" in at_home[1]
     assert len(at_home) in (3, 4)  # of the first epoch nothing is trained again
-    assert [path.name for path in scratch] == [f"cifartune-{mark.name}-0-0"]
-    assert not any(path.exists() for path in scratch)
+    assert len(used) == 2  # one of each process
+    assert scratch() == before
     assert sorted(path.name for path in fold.folder.iterdir()) == [LOGITS, WEIGHTS]
     twin = vary(job, "twin", fold=0, epochs=3)
     run_job(twin, lambda result, is_last: Verdict.GO_ON)
     assert (fold.folder / LOGITS).read_bytes() == (twin.folder / LOGITS).read_bytes()
-    assert isinstance(messages[-1], Finished)
+    [missing] = messages[deaf.id]
+    assert isinstance(missing, Failed) and missing.kind == "files"
+    assert "nowhere.npz" in missing.message
+    assert isinstance(messages[trial.id][-1], Finished)
     assert [path.name for path in trial.folder.iterdir()] == [WEIGHTS]
 
 
@@ -530,7 +540,7 @@ def test_two_workers_train_a_job_together(
     """As one does, but for rounding; what one of them dies of, the other does not survive."""
     shape = SlotShape(count=1, cpus=1.0, gpus=0, workers=2)
     plain = {"model__dropout": 0.0, "seed": 3}
-    with SlotPool(shape, name="two", storage=tmp_path) as pool:
+    with SlotPool(shape, name="two", storage=tmp_path, owns_cluster=True) as pool:
         trial, fold = vary(job, "trial", None, **plain), vary(job, "fold", 1, epochs=4, **plain)
         bad = replace(vary(job, "bad"), recipe=job.recipe.with_values(DIVERGES))
         broken = replace(vary(job, "broken"), data_root=job.folder / "nowhere")
@@ -565,7 +575,7 @@ def test_isolated_jobs_have_processes_of_their_own(
     shape = SlotShape(count=1, cpus=0.5, gpus=0, isolation="process")
     others = {process.pid for process in workers()}
     bad = replace(vary(job, "bad"), recipe=job.recipe.with_values(DIVERGES))
-    with SlotPool(shape, name="isolated", storage=tmp_path) as pool:
+    with SlotPool(shape, name="isolated", storage=tmp_path, owns_cluster=True) as pool:
         trainers: dict[str, int] = {}
         for one, message in pool.run([vary(job, "good"), bad, vary(job, "next", seed=5)]):
             if isinstance(message, Progress):
@@ -580,7 +590,8 @@ def test_isolated_jobs_have_processes_of_their_own(
 @pytest.mark.skipif(psutil.virtual_memory().total > 40e9, reason="as much can be had here")
 def test_a_job_that_fills_the_memory_is_ended(ray_cluster: str, tmp_path: Path, job: Job) -> None:
     """Ten GiB at once, which are there; but of the memory that it has in the end it is told."""
-    pool = SlotPool(SlotShape(count=1, cpus=0.5, gpus=0), name="full", storage=tmp_path)
+    shape = SlotShape(count=1, cpus=0.5, gpus=0)
+    pool = SlotPool(shape, name="full", storage=tmp_path, owns_cluster=True)
     pool.memory_share = 0.15
     model: dict[str, Any] = {
         "model__name": "resnet_channels",
