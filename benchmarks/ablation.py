@@ -35,7 +35,12 @@ PARTS: dict[str, dict[str, Any]] = {
     "norm statistics that follow four times as fast": {"model.norm_momentum": 0.4},
     "biases at four times the rate": {"optimizer.bias_lr_scale": 4.0},
     "flips by chance, not alternating": {"augment.flip_mode": "random"},
-    "SGD, not Muon": {"optimizer.name": "sgd", "optimizer.lr": 0.5, "optimizer.momentum": 0.9},
+    "SGD, not Muon": {
+        "optimizer.name": "sgd",
+        "optimizer.lr": 0.5,
+        "optimizer.momentum": 0.9,
+        "optimizer.weight_decay": 5e-4,  # Muon's would leave nothing of the weights
+    },
     "half a cosine, not a triangle": {"schedule.name": "cosine"},
     "no label smoothing": {"label_smoothing": 0.0},
     "small images first": {"data.small_side": 24, "data.small_share": 0.4},
