@@ -12,12 +12,13 @@ import argparse
 import json
 import math
 from functools import partial
+from itertools import product
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
 import torch
-from measured import ROOT, add_length_and_device, keep, result_path
+from measured import ROOT, add_length_and_device, commit, keep, result_path
 from scipy.stats import t
 
 from cifartune.config import Recipe, SearchSpace, load_space
@@ -60,11 +61,20 @@ def main(options: argparse.Namespace) -> None:
     runs: list[dict[str, Any]] = json.loads(path.read_text())["runs"] if path.exists() else []
     epochs = options.epochs or space.base.epochs
     model = options.model or space.base.model.name
-    asked = set()
-
-    def write() -> None:
-        """What is there by now of what is asked for."""
-        own = [run for run in runs if tuple(run[key] for key in KEYS) in asked]
+    shared = {"epochs": epochs, "model.name": model}
+    asked = []
+    for seed, name in product(range(options.seeds), PARTS):
+        values = {"seed": derive_seed(seed, "ablation"), **shared, **PARTS[name]}
+        recipe = space.base.with_values(values)
+        about = dict(zip(KEYS, (recipe.id, name, seed, device.type), strict=True))
+        asked.append((about, recipe))
+    for about, recipe in asked:
+        if any(about.items() <= run.items() for run in runs):
+            continue
+        runs.append({**about, **measure(recipe, space, device), "commit": commit()})
+        print(runs[-1], flush=True)
+        wanted = [about for about, _ in asked]
+        own = [run for run in runs if {key: run[key] for key in KEYS} in wanted]
         keep(
             path,
             f"python benchmarks/ablation.py {options.file.name} --seeds {options.seeds} "
@@ -77,22 +87,6 @@ def main(options: argparse.Namespace) -> None:
             rows=rows(own),
             runs=runs,
         )
-
-    for seed in range(options.seeds):
-        for name, changes in PARTS.items():
-            shared = {
-                "seed": derive_seed(seed, "ablation"),
-                "epochs": epochs,
-                "model.name": model,
-            }
-            recipe = space.base.with_values(shared | changes)
-            about = dict(zip(KEYS, (recipe.id, name, seed, device.type), strict=True))
-            asked.add(tuple(about.values()))
-            if any(about.items() <= run.items() for run in runs):
-                continue
-            runs.append({**about, **measure(recipe, space, device)})
-            print(runs[-1], flush=True)
-            write()
 
 
 def measure(recipe: Recipe, space: SearchSpace, device: torch.device) -> dict[str, Any]:

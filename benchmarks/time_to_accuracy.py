@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from bare_loop import BareLoop, crop_and_flip
-from measured import add_length_and_device, keep, result_path
+from measured import add_length_and_device, commit, keep, result_path
 
 from cifartune.config import Recipe, load_space
 from cifartune.data import default_root, load_train
@@ -38,16 +38,13 @@ def main(options: argparse.Namespace) -> None:
     device = torch.device(options.device)
     path = result_path(f"time_to_accuracy_{options.file.stem}", options)
     runs: list[dict[str, Any]] = json.loads(path.read_text())["runs"] if path.exists() else []
-    asked = set()
-    for seed in range(options.seeds):
-        values = {"seed": derive_seed(seed, "time to accuracy")}
-        if options.length == "short":
-            values["epochs"] = 2
-        recipe = load_space(options.file).base.with_values(values)
-        asked.add(recipe.id)
+    recipes = [recipe_of(seed, options) for seed in range(options.seeds)]
+    asked = {recipe.id for recipe in recipes}
+    for seed, recipe in enumerate(recipes):
         if recipe.id in {run["recipe_id"] for run in runs}:
             continue
-        runs.append({"recipe_id": recipe.id, "seed": seed, **measure(recipe, options, device)})
+        run = {"recipe_id": recipe.id, "seed": seed, **measure(recipe, options, device)}
+        runs.append({**run, "commit": commit()})
         print(runs[-1], flush=True)
         keep(
             path,
@@ -59,6 +56,14 @@ def main(options: argparse.Namespace) -> None:
             **summary([run for run in runs if run["recipe_id"] in asked]),
             runs=runs,
         )
+
+
+def recipe_of(seed: int, options: argparse.Namespace) -> Recipe:
+    """The file's recipe with the run's own seed."""
+    values = {"seed": derive_seed(seed, "time to accuracy")}
+    if options.length == "short":
+        values["epochs"] = 2
+    return load_space(options.file).base.with_values(values)
 
 
 def measure(recipe: Recipe, options: argparse.Namespace, device: torch.device) -> dict[str, Any]:

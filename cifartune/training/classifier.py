@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from cifartune.config.recipe import Recipe
 from cifartune.files import write_atomically
 from cifartune.models import build_model
-from cifartune.training.device import autocast
+from cifartune.training.device import MEMORY_FORMATS, autocast
 from cifartune.training.images import Normalization, resize
 
 EVAL_PIXELS = 1000 * 32 * 32
@@ -45,9 +45,13 @@ class Classifier(nn.Module):
         self.register_buffer("deviation", normalization.deviation.clone())
 
     def prepare(self, images: Tensor) -> Tensor:
-        """uint8 (N, 3, 32, 32) -> the network's input, float32 (N, 3, resolution, resolution)."""
+        """uint8 (N, 3, 32, 32) -> the network's input, float32 (N, 3, resolution, resolution).
+
+        In the recipe's memory format: of weights and input, a convolution takes channels last.
+        """
         images = resize(images, self.recipe.model.resolution)
-        return Normalization(self.mean, self.deviation)(images)
+        memory_format = MEMORY_FORMATS.get(self.recipe.memory_format, torch.channels_last)
+        return Normalization(self.mean, self.deviation)(images, memory_format)
 
     def forward(self, images: Tensor) -> Tensor:
         """uint8 (N, 3, 32, 32) -> logits, float32 (N, 10)."""
@@ -132,7 +136,8 @@ def load_classifier(path: Path) -> Classifier:
         untrained = recipe.model.model_copy(update={"weights": "none"})
         classifier = Classifier(build_model(untrained), recipe, statistics)
     load_model(classifier, path)
-    return classifier.to(memory_format=torch.channels_last).eval()
+    memory_format = MEMORY_FORMATS.get(recipe.memory_format, torch.channels_last)
+    return classifier.to(memory_format=memory_format).eval()
 
 
 def _about(path: Path) -> dict[str, Any]:

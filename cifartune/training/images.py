@@ -51,9 +51,11 @@ class Normalization:
         device = split.images.device
         return cls(mean.to(device).view(1, 3, 1, 1), deviation.to(device).view(1, 3, 1, 1))
 
-    def __call__(self, images: Tensor) -> Tensor:
-        """uint8 (N, 3, H, W) -> normalised float32 of the same shape, channels last."""
-        x = images.to(torch.float32, memory_format=torch.channels_last)
+    def __call__(
+        self, images: Tensor, memory_format: torch.memory_format = torch.channels_last
+    ) -> Tensor:
+        """uint8 (N, 3, H, W) -> normalised float32 of the same shape, in `memory_format`."""
+        x = images.to(torch.float32, memory_format=memory_format)
         return x.sub_(self.mean * 255).mul_(1 / (self.deviation * 255))
 
 

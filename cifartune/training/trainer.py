@@ -180,7 +180,9 @@ class Trainer:
         )
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from `state`, which must come from the same recipe.
+        """Goes on from `state`, of the same recipe, which should lie on the CPU.
+
+        The optimiser's counters stay where they are: on a GPU, each step would wait to read them.
 
         Raises:
             ValueError: The state belongs to another recipe.
@@ -191,7 +193,7 @@ class Trainer:
         self.network.load_state_dict(state["network"])
         if self._average:
             self._average.network.load_state_dict(state["average"])
-        self._best = state["best"]
+        self._best = {name: tensor.to(self.device) for name, tensor in state["best"].items()}
         self.optimizer.load_state_dict(state["optimizer"])
         if state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
@@ -332,8 +334,9 @@ class Trainer:
 
     def _compiled_for(self, x: Tensor) -> Callable[[Tensor], Tensor] | None:
         """For the last batch of an epoch, which may be smaller, compiling anew does not pay."""
-        usual = self.part_sizes(self.recipe.batch_size * (1 + self.recipe.augment.copies))
-        return self._compiled if len(x) == usual[0] else None
+        batch = min(self.recipe.batch_size, len(self.split.train))
+        usual = self.part_sizes(batch * (1 + self.recipe.augment.copies))
+        return self._compiled if len(x) in usual else None
 
     def part_sizes(self, images: int, whole: int | None = None) -> list[int]:
         """The parts in which a step of so many images is made: alike, and none of one image.

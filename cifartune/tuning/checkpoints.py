@@ -5,13 +5,10 @@ import logging
 import re
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cifartune.errors import first_line
 from cifartune.files import write_atomically
-
-if TYPE_CHECKING:  # whoever only asks for their epochs does without torch
-    import torch
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +34,7 @@ class Checkpoints:
 
     def save(self, epoch: int, state: dict[str, Any]) -> Path:
         """Writes the state after an epoch, whole or not at all, and only then drops old ones."""
-        import torch
+        import torch  # whoever only asks for the epochs does without
 
         buffer = io.BytesIO()
         torch.save(state, buffer)
@@ -48,8 +45,8 @@ class Checkpoints:
             self._paths()[old].unlink(missing_ok=True)
         return path
 
-    def load(self, device: "torch.device") -> dict[str, Any] | None:
-        """The newest state that is whole, on `device`; None if there is none.
+    def load(self) -> dict[str, Any] | None:
+        """The newest state that is whole, on the CPU; None if there is none.
 
         Damaged files are named in the log.
         """
@@ -60,7 +57,7 @@ class Checkpoints:
             path = paths[epoch]
             try:
                 buffer = io.BytesIO(_content(path))
-                state: dict[str, Any] = torch.load(buffer, map_location=device, weights_only=True)
+                state: dict[str, Any] = torch.load(buffer, map_location="cpu", weights_only=True)
             except (OSError, ValueError) as error:
                 logger.warning(
                     "%s is damaged (%s); the one before is used", path, first_line(error)

@@ -94,7 +94,7 @@ def _run(
     split = load_split(job.splits, job.data_root, fold=job.fold, device=device)
     recipe = None
     try:
-        state = Checkpoints(job.folder).load(device)
+        state = Checkpoints(job.folder).load()
         if state is not None:
             state["recipe"]["micro_batch"] = parts or state["recipe"]["micro_batch"]
             recipe = settle(job.recipe, {name: state["recipe"][name] for name in AUTOMATIC})

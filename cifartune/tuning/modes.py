@@ -24,6 +24,7 @@ from cifartune.models import build_model
 from cifartune.models.freezing import set_training
 from cifartune.report.machine import processor
 from cifartune.training.device import MEMORY_FORMATS, autocast, choose_precision, settle
+from cifartune.training.failures import is_out_of_memory
 from cifartune.training.random_state import own_random_state
 
 FOLDER = "modes"
@@ -126,21 +127,31 @@ def fastest(
 
 
 def measure(recipe: Recipe, modes: Sequence[Mode], device: torch.device) -> list[Speed]:
-    """Times steps of the recipe's network in each mode, turn and turn about."""
+    """Times steps of the recipe's network in each mode, turn and turn about.
+
+    Raises:
+        Exception: Where none of them works without compiling, and not for lack of memory: a run
+            would fail of the same.
+    """
+    failures = list[Exception]()
     with own_random_state(device):
         # Built when first called: what does not fit the memory then fails like any step.
         built = [cache(partial(_step, recipe, mode, device)) for mode in modes]
         steps = [lambda step=step: step()() for step in built]
-        first = [_time(step, device) for step in steps]
+        first = [_time(step, device, failures) for step in steps]
         times = [
-            _time(step, device) if begin < math.inf else begin
+            _time(step, device, failures) if begin < math.inf else begin
             for step, begin in zip(steps, first, strict=True)
         ]
         for _ in range(ROUNDS - 1):
             bound = HOPELESS * min(times)
             for index, step in enumerate(steps):
                 if times[index] < bound:
-                    times[index] = min(times[index], _time(step, device))
+                    times[index] = min(times[index], _time(step, device, failures))
+    if min(times) == math.inf and all(mode.compile == "never" for mode in modes):
+        for failure in failures:
+            if not is_out_of_memory(failure):
+                raise failure
     batch = _batch(recipe, device)
     return [
         Speed(batch / usual, max(0.0, begin - usual)) if usual < math.inf else Speed(0.0, 0.0)
@@ -229,6 +240,7 @@ def _step(recipe: Recipe, mode: Mode, device: torch.device) -> Callable[[], None
     set_training(network)
     side, batch = recipe.model.resolution, _batch(recipe, device)
     x = torch.randn(batch, 3, side, side, device=device)
+    x = x.to(memory_format=MEMORY_FORMATS[mode.memory_format])
     labels = torch.zeros(batch, dtype=torch.int64, device=device)
     call: nn.Module | Callable[[Tensor], Tensor] = network
     if mode.compile != "never":
@@ -256,13 +268,14 @@ def _step(recipe: Recipe, mode: Mode, device: torch.device) -> Callable[[], None
     return step
 
 
-def _time(step: Callable[[], None], device: torch.device) -> float:
-    """Seconds of one step; infinite where it cannot be computed."""
+def _time(step: Callable[[], None], device: torch.device, failures: list[Exception]) -> float:
+    """Seconds of one step; infinite where it cannot be computed, which is added to `failures`."""
     start = time.perf_counter()
     try:
         step()
-    except Exception:  # out of memory, or without a compiler: each has its own way of failing
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+    except Exception as error:  # out of memory, or without a compiler: each fails in its own way
+        failures.append(error)
         return math.inf
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
     return time.perf_counter() - start

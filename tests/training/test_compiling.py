@@ -1,5 +1,7 @@
 """Compiled networks: the same values, and never in silence not compiled."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -54,6 +56,26 @@ def test_a_compiled_run_learns_what_the_other_does(
     for one, other in zip(plain, compiled, strict=True):
         assert one.train_loss == pytest.approx(other.train_loss, rel=1e-4)
         assert one.val_loss == pytest.approx(other.val_loss, rel=1e-4)
+
+
+def test_all_parts_of_a_step_are_compiled(recipe: Recipe, split: SplitImages) -> None:
+    """Also where a batch does not divide evenly, or is all that there is."""
+    trainer = Trainer(recipe.with_values({"batch_size": 64, "micro_batch": 25}), split)
+    sizes = []
+
+    def compiled(x: Tensor) -> Tensor:
+        sizes.append(len(x))
+        logits: Tensor = trainer.network(x)
+        return logits
+
+    trainer._compiled = compiled
+    trainer.train_on(trainer.batches()[:2])
+    assert sizes == [22, 21, 21] * 2
+    few = replace(split, train=split.train[:40])
+    trainer = Trainer(recipe.with_values({"batch_size": 64}), few)
+    trainer._compiled = compiled
+    trainer.train_on(trainer.batches())
+    assert sizes[6:] == [40]
 
 
 def test_a_compiled_run_goes_on_bit_for_bit(recipe: Recipe, split: SplitImages) -> None:

@@ -12,6 +12,7 @@ from cifartune.models.facts import UnfitNetwork, network_facts
 from cifartune.training import SplitImages, Trainer
 from cifartune.training.augment import alternates
 from cifartune.training.classifier import predict
+from cifartune.training.device import MEMORY_FORMATS
 from cifartune.training.optim import build_optimizer
 
 CPU = torch.device("cpu")
@@ -146,3 +147,21 @@ def test_without_whitening_the_first_layer_is_learned(recipe: Recipe, split: Spl
     before, after = first_layer(False)
     assert not torch.equal(before, after)
     assert before.std() < 0.3  # as torch draws it
+
+
+def test_a_memory_format_changes_how_a_network_is_computed_and_not_what(
+    recipe: Recipe, split: SplitImages
+) -> None:
+    losses = {}
+    for name, memory_format in MEMORY_FORMATS.items():
+        trainer = Trainer(recipe.with_values({"memory_format": name, "epochs": 2}), split)
+        seen = list[Tensor]()
+        for module in trainer.network.modules():
+            if isinstance(module, nn.Conv2d):
+                module.register_forward_hook(lambda module, x, y, seen=seen: seen.append(y))
+        trainer.train_on(trainer.batches()[:1])
+        square = [y for y in seen if min(y.shape[1:]) > 1]  # others are both
+        assert square
+        assert all(y.is_contiguous(memory_format=memory_format) for y in square)
+        losses[name] = [result.train_loss for result in trainer]
+    assert losses["contiguous"] == pytest.approx(losses["channels_last"], rel=1e-3)

@@ -21,10 +21,10 @@ def checkpoints(tmp_path: Path) -> Checkpoints:
 
 
 def test_the_newest_is_gone_on_from(checkpoints: Checkpoints) -> None:
-    assert checkpoints.epoch == 0 and checkpoints.load(CPU) is None
+    assert checkpoints.epoch == 0 and checkpoints.load() is None
     for epoch in (1, 2, 9, 10):
         checkpoints.save(epoch, state(epoch))
-    loaded = checkpoints.load(CPU)
+    loaded = checkpoints.load()
     assert loaded is not None and torch.equal(loaded["weights"], torch.full((100,), 10.0))
     assert checkpoints.epoch == 10
 
@@ -56,16 +56,16 @@ def test_a_damaged_one_is_named_and_the_one_before_used(
     cut = {"empty": b"", "half": half, "none of its kind": b"{}"}
     path.write_bytes(cut.get(damage, bytes(content)))
     with caplog.at_level(logging.WARNING):
-        loaded = checkpoints.load(CPU)
+        loaded = checkpoints.load()
     assert loaded is not None and loaded["epoch"] == 3
     assert str(path) in caplog.text and "damaged" in caplog.text
     # The epoch is trained again, and its checkpoint takes the place of the damaged one.
     checkpoints.save(4, state(4))
-    again = checkpoints.load(CPU)
+    again = checkpoints.load()
     assert again is not None and again["epoch"] == 4
 
 
 def test_where_all_are_damaged_a_run_begins_anew(checkpoints: Checkpoints) -> None:
     for epoch in (1, 2):
         checkpoints.save(epoch, state(epoch)).write_bytes(b"nothing")
-    assert checkpoints.load(CPU) is None
+    assert checkpoints.load() is None

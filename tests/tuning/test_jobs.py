@@ -118,7 +118,7 @@ def test_a_stopped_job_says_nothing_more(job: Job) -> None:
     listener = Listener(job, stop_after=2)
     assert run_job(job, listener) is None
     assert len(listener.results) == 2
-    state = Checkpoints(job.folder).load(torch.device("cpu"))
+    state = Checkpoints(job.folder).load()
     assert state is not None and state["history"][-1]["epoch"] == 1
 
 

@@ -198,6 +198,20 @@ def test_a_mode_that_fails_has_no_rate(recipe: Recipe, monkeypatch: pytest.Monke
     assert failed.seconds(1) == float("inf")
 
 
+def test_what_fails_in_every_mode_is_told(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not taken for a lack of memory, which smaller parts of a step would mend."""
+
+    def fails() -> None:
+        raise NotImplementedError("no such kernel")
+
+    monkeypatch.setattr(modes, "_step", lambda r, mode, d: fails)
+    asked = [Mode("bf16", "channels_last"), Mode("fp32", "channels_last")]
+    with pytest.raises(NotImplementedError, match="no such kernel"):
+        measure(recipe, asked, CPU)
+    compiled = [Mode("fp32", "channels_last", "always")]
+    assert measure(recipe, compiled, CPU) == [Speed(0.0, 0.0)]
+
+
 def test_a_step_that_does_not_fit_is_made_of_parts(
     machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
