@@ -2,15 +2,16 @@
 
     python benchmarks/throughput.py [MODEL ...] [--length short|full] [--device cpu|cuda]
 
-For each network: the whole trainer, as a slot runs it, with its random crop and flip; and a plain
-loop over the same network: torchvision's transforms, a DataLoader with two workers, float32, as in
-https://github.com/kuangliu/pytorch-cifar. That one runs in a process of its own, since a slot tells
-malloc to keep freed memory. They alternate; medians are kept. Shares are of the fastest product of
-two matrices of 2048 or 4096 rows in the same precision in the same run; a training step counts as
-three forward passes.
+For each network that is named, or for all that are not measured yet: the whole trainer, as a slot
+runs it, with its random crop and flip; and a plain loop over the same network: torchvision's
+transforms, a DataLoader with two workers, float32, as in https://github.com/kuangliu/pytorch-cifar.
+That one runs in a process of its own, since a slot tells malloc to keep freed memory. They
+alternate; medians are kept. Shares are of the fastest product of two matrices of 2048 or 4096 rows
+in the same precision in the same run; a training step counts as three forward passes.
 """
 
 import argparse
+import datetime
 import json
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from measured import add_length_and_device, keep, real_images, result_path
+from measured import add_length_and_device, commit, keep, real_images, result_path
 from torch import Tensor, nn
 
 from cifartune.config import Recipe
@@ -63,31 +64,30 @@ RUN_IMAGES = 50_000 * 30
 
 
 def main(options: argparse.Namespace) -> None:
-    """Measures all networks, one after the other."""
+    """Measures the networks one after the other, and keeps each as it is done."""
     device = torch.device(options.device)
-    precisions = ("fp32", "bf16", "fp16") if device.type == "cuda" else ("fp32", "bf16")
-    peaks = {name: matrix_peak(name, device) for name in precisions}
-    print({name: f"{peak / 1e9:,.0f} GFLOP/s" for name, peak in peaks.items()})
-    networks = {}
-    for name in options.models or MODELS:
-        networks[name] = measure(name, options, device, peaks)
+    path = result_path("throughput", options)
+    known = json.loads(path.read_text()) if path.exists() else {}
+    networks: dict[str, Any] = {}
+    if known.get("batch_size") == options.batch:
+        networks = known["networks"]
+    for name in options.models or [name for name in MODELS if name not in networks]:
+        about = {"date": datetime.date.today().isoformat(), "commit": commit()}
+        networks[name] = {**measure(name, options, device), **about}
         print(name, networks[name], flush=True)
-    keep(
-        result_path("throughput", options),
-        f"python benchmarks/throughput.py {' '.join(options.models)} --length {options.length} "
-        f"--batch {options.batch} --device {options.device}",
-        length=options.length,
-        device=device.type,
-        threads=torch.get_num_threads(),
-        batch_size=options.batch,
-        matrix_flops=peaks,
-        networks=networks,
-    )
+        keep(
+            path,
+            f"python benchmarks/throughput.py --length {options.length} --batch {options.batch} "
+            f"--device {options.device}",
+            length=options.length,
+            device=device.type,
+            threads=torch.get_num_threads(),
+            batch_size=options.batch,
+            networks={name: networks[name] for name in MODELS if name in networks},
+        )
 
 
-def measure(
-    name: str, options: argparse.Namespace, device: torch.device, peaks: dict[str, float]
-) -> dict[str, Any]:
+def measure(name: str, options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     """The rates of the trainer and of the plain loop, turn and turn about."""
     recipe = Recipe().with_values({"model.name": name, "batch_size": options.batch, **MODELS[name]})
     recipe = fastest(recipe, RUN_IMAGES, device=device, folder=default_root())
@@ -105,12 +105,13 @@ def measure(
             [*command, "--length", options.length], capture_output=True, text=True, check=True
         ).stdout
         plain.append(float(json.loads(output)))
-    flops = 3 * network_facts(recipe.model).flops
+    flops, peak = 3 * network_facts(recipe.model).flops, matrix_peak(recipe.precision, device)
     return {
         "images_per_second": round(median(ours), 1),
         "plain_images_per_second": round(median(plain), 1),
         "ratio": round(median(ours) / median(plain), 2),
-        "share_of_peak": round(median(ours) * flops / peaks[recipe.precision], 3),
+        "matrix_flops": peak,
+        "share_of_peak": round(median(ours) * flops / peak, 3),
         "rounds": rounds,
         "steps": steps,
         "precision": recipe.precision,
