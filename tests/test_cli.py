@@ -192,6 +192,17 @@ def test_the_smoke_search_in_mlflow(smoke_run: Path) -> None:
     assert {state for name, state in states.items() if name != "trial-1"} == {"FINISHED"}
     assert {smoke_run.name, "trial-0", "trial-1"} < set(states)
     assert sum(name.endswith(("fold-0", "fold-1")) for name in states) == 2
+    with sqlite3.connect(smoke_run.parent / "mlflow.db") as store:
+        tags = dict(
+            store.execute(
+                "SELECT key, value FROM tags JOIN runs USING (run_uuid) WHERE name = 'trial-0'"
+            ).fetchall()
+        )
+    # How it was computed, for who wants to compute it so again.
+    assert tags["resolved_precision"] in ("bf16", "fp32")
+    assert tags["resolved_memory_format"] in ("channels_last", "contiguous")
+    assert tags["resolved_compile"] == "never"
+    assert int(tags["threads"]) >= 1 and tags["resolved_micro_batch"] == "0"
 
 
 @pytest.mark.slow  # tests/tuning/test_slots.py has the same without the command

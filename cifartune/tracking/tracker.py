@@ -71,6 +71,10 @@ def check_server(uri: str) -> None:
         )
 
 
+COUNTS = ("resolved_micro_batch", "threads")
+"""Facts of a trial that say how it was computed, and are numbers."""
+
+
 class MlflowTracker(Observer):
     """Writes a search to MLflow, in order, on a thread of its own: training never waits for it.
 
@@ -165,7 +169,7 @@ class MlflowTracker(Observer):
         key = f"trial-{trial.number}"
         if key not in self._told.steps:
             return  # over before it began
-        facts = {k: v for k, v in attributes(trial).items() if isinstance(v, str)}
+        facts = {k: v for k, v in attributes(trial).items() if isinstance(v, str) or k in COUNTS}
         feasible = is_feasible(trial)
         tags = {"state": trial.state.name, "feasible": feasible, **facts}
         self._put("tag", key, tags=_texts(tags))

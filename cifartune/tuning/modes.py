@@ -79,9 +79,9 @@ class Speed:
     rate: float
     first_seconds: float
 
-    def seconds(self, images: int) -> float:
-        """How long a run over so many images takes."""
-        return images / self.rate + self.first_seconds if self.rate else math.inf
+    def seconds(self, images: float, kinds: int = 1) -> float:
+        """How long a run over so many images takes, with steps of so many kinds."""
+        return images / self.rate + kinds * self.first_seconds if self.rate else math.inf
 
 
 def fastest(
@@ -111,7 +111,8 @@ def fastest(
     if may_not_fit and not speed.rate and _batch(recipe, device) > SMALLEST:
         half = recipe.with_values({"micro_batch": -(-_batch(recipe, device) // 2)})
         return fastest(half, images, device=device, folder=folder, is_part=True)
-    usual = speed.seconds(images)
+    passes, kinds = _work(recipe, images)
+    usual = speed.seconds(passes)
     may_pay = usual >= WORTH_TRYING[device.type] and not repeats_inputs(recipe)
     if recipe.compile == "auto" and may_pay:
         ways = ["always"]
@@ -121,9 +122,22 @@ def fastest(
         for speed, mode in zip(
             _speeds(recipe, compiled, device, folder / FOLDER), compiled, strict=True
         ):
-            if speed.seconds(images) < usual:
-                usual, best = speed.seconds(images), mode
+            if speed.seconds(passes, kinds) < usual:
+                usual, best = speed.seconds(passes, kinds), mode
     return settle(recipe, asdict(best))
+
+
+def _work(recipe: Recipe, images: int) -> tuple[float, int]:
+    """What a run over so many images computes: passes of images of full size, and kinds of steps.
+
+    Each kind is compiled by itself: small images are, and so is the second pass of sharpness-aware
+    steps, whose batch norms leave their statistics alone.
+    """
+    side, share = recipe.data.small_side, recipe.data.small_share
+    has_small = 0 < side < recipe.model.resolution and share > 0
+    saved = share * (1 - (side / recipe.model.resolution) ** 2) if has_small else 0.0
+    twice = 1 + (recipe.optimizer.sam_rho > 0)
+    return images * (1 - saved) * twice, (1 + has_small) * twice
 
 
 def measure(recipe: Recipe, modes: Sequence[Mode], device: torch.device) -> list[Speed]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -112,6 +113,28 @@ def test_compiling_must_earn_its_cost(
     assert computed(recipe) == ("fp32", "channels_last", compiles)
     tried = [mode for mode in machine.asked if mode.compile == "always"]
     assert tried == [Mode("fp32", "channels_last", "always")] * (images == 100_000)
+
+
+@pytest.mark.parametrize(
+    ("values", "first_seconds", "compiles"),
+    [
+        ({}, 300.0, "always"),  # 1000 s, or 667 and 300
+        (
+            {"data.small_side": 16, "data.small_share": 0.5},
+            150.0,
+            "never",
+        ),  # 625; 417 and twice 150
+        ({"data.small_side": 16, "data.small_share": 0.5}, 100.0, "always"),
+        ({"optimizer.sam_rho": 0.05}, 340.0, "never"),  # 2000; 1333 and twice 340
+        ({"optimizer.sam_rho": 0.05}, 330.0, "always"),
+    ],
+)
+def test_each_kind_of_step_is_compiled(
+    machine: Machine, tmp_path: Path, values: dict[str, Any], first_seconds: float, compiles: str
+) -> None:
+    machine.compiled = Speed(150.0, first_seconds)
+    recipe = Recipe().with_values({"model.resolution": 32, **values})
+    assert fastest(recipe, 100_000, device=CPU, folder=tmp_path).compile == compiles
 
 
 @pytest.mark.parametrize(
