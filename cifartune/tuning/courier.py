@@ -66,7 +66,7 @@ class Courier:
         self._files = files
         self._folder = folder
         self._lock = FileLock(folder / ".lock")
-        self._splits = folder / "splits.npz"
+        self._splits: dict[Path, Path] = {}  # those that are here, by where they are at home
         self._here = folder / "job"
         self._home = Path()
         self._known: dict[str, tuple[int, int]] = {}
@@ -91,15 +91,17 @@ class Courier:
             Undelivered: They cannot be had, or the block cannot write here.
         """
         try:
-            if not self._splits.exists():
-                write_atomically(self._splits, self._ask(self._files.read, job.splits))
+            if job.splits not in self._splits:
+                splits = self._folder / f"splits-{len(self._splits)}.npz"
+                write_atomically(splits, self._ask(self._files.read, job.splits))
+                self._splits[job.splits] = splits
             self._home = job.folder
             self._here.mkdir()
             if isinstance(job, Job):
                 for name, content in self._ask(self._files.checkpoints, job.folder).items():
                     write_atomically(self._here / name, content)
             self._known = self._stamps()
-            yield replace(job, folder=self._here, splits=self._splits)
+            yield replace(job, folder=self._here, splits=self._splits[job.splits])
         except AtHome:
             raise
         except OSError as error:
