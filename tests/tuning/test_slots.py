@@ -521,7 +521,7 @@ def test_a_slot_that_does_not_see_the_drivers_disk_has_files_sent(
     assert "epoch-1.checkpoint" in at_home[1]
     assert len(at_home) in (3, 4)  # of the first epoch nothing is trained again
     assert len(used) == 2  # one of each process
-    assert scratch() == before
+    assert scratch() <= before  # which may hold folders of slots that were killed, now deleted
     assert sorted(path.name for path in fold.folder.iterdir()) == [LOGITS, WEIGHTS]
     twin = vary(job, "twin", fold=0, epochs=3)
     run_job(twin, lambda result, is_last: Verdict.GO_ON)
