@@ -443,10 +443,11 @@ def test_a_dumped_space_is_read_back(name: str) -> None:
     assert parse_space(dump_space(smoke_space(space)), source="f.yaml") == smoke_space(space)
 
 
-def test_merges_of_merges_are_refused_before_they_fill_the_memory() -> None:
+def test_merges_of_merges_do_not_fill_the_memory() -> None:
+    """From 6.0.4 on, PyYAML keeps each key once; what an older one doubles is refused in time."""
     lines = ["a0: &a0 {x: 1}"]
     lines += [f"a{n}: &a{n} {{<<: [*a{n - 1}, *a{n - 1}]}}" for n in range(1, 60)]
-    with pytest.raises(UserError, match=r"f.yaml:\d+: more than 1,000 keys in a section"):
+    with pytest.raises(UserError, match=r"f.yaml:\d+: (more than 1,000 keys|a1: unknown key)"):
         parse_space("\n".join(lines), source="f.yaml")
 
 
