@@ -103,9 +103,9 @@ class Trainer:
                 self.feed.inputs(self.split.train[:WHITENING_IMAGES]).cpu()
             )
         self.network.to(self.device).to(memory_format=MEMORY_FORMATS[recipe.memory_format])
-        self.optimizer = build_optimizer(self.network, recipe.optimizer)
-        self._peak_lrs = [group["lr"] for group in self.optimizer.param_groups]
         self.scaler = GradScaler(self.device.type, enabled=recipe.precision == "fp16")
+        self.optimizer = build_optimizer(self.network, recipe.optimizer, self.scaler)
+        self._peak_lrs = [group["lr"] for group in self.optimizer.param_groups]
         self._average: WeightAverage | None = None
         if recipe.optimizer.ema_decay:
             self._average = WeightAverage(self.network, recipe.optimizer.ema_decay)

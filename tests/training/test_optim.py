@@ -9,7 +9,8 @@ from torch import nn
 from cifartune.config.recipe import ModelRecipe, OptimizerRecipe, ScheduleRecipe
 from cifartune.models import build_model
 from cifartune.schedule import WARMUP_START, lr_factor
-from cifartune.training.optim import build_optimizer
+from cifartune.training.device import MEMORY_FORMATS
+from cifartune.training.optim import FUSED, build_optimizer
 
 OptimizerName = Literal["sgd", "adam", "adamw", "adamax", "rmsprop", "lion", "muon"]
 ScheduleName = Literal["one_cycle", "cosine", "restarts", "step", "constant"]
@@ -92,6 +93,51 @@ def test_muon_orthogonalises_matrices_and_leaves_vectors_to_adamw() -> None:
     # Four images give a gradient of rank four; the scale is that of AdamW's updates.
     singular = torch.linalg.svdvals(change)[:4]
     torch.testing.assert_close(singular, torch.full((4,), 0.2 * math.sqrt(128)), rtol=0.03, atol=0)
+
+
+@pytest.mark.parametrize("shape", [(10, 64), (48, 16, 3, 3)])
+def test_muon_steps_as_it_is_written_down(shape: tuple[int, ...]) -> None:
+    """With the nearest orthogonal matrix by an SVD, which Newton and Schulz come close to."""
+    torch.manual_seed(0)
+    rate, momentum, decay = 0.05, 0.8, 0.5
+    model = nn.Module()
+    model.weight = nn.Parameter(torch.randn(shape))
+    optimizer = build_optimizer(
+        model, OptimizerRecipe(name="muon", lr=rate, momentum=momentum, weight_decay=decay)
+    )
+    average = torch.zeros(shape)
+    for _ in range(4):
+        gradient, before = torch.randn(shape), model.weight.detach().clone()
+        model.weight.grad = gradient.clone()
+        optimizer.step()
+        average = momentum * average + (1 - momentum) * gradient
+        u, _, v = torch.linalg.svd(average.flatten(1), full_matrices=False)
+        move = rate * 0.2 * math.sqrt(max(average.flatten(1).shape)) * (u @ v).view(shape)
+        shrunk = (1 - rate * decay) * before
+        error = model.weight.detach() - (shrunk - move)
+        assert error.norm() < 0.05 * move.norm() < 0.1 * (before - shrunk).norm()
+
+
+@pytest.mark.parametrize("memory_format", MEMORY_FORMATS.values(), ids=MEMORY_FORMATS)
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_fused_steps_are_those_of_one_weight_after_the_other(
+    name: OptimizerName, memory_format: torch.memory_format
+) -> None:
+    recipe = OptimizerRecipe(name=name, lr=0.01, bias_lr_scale=4.0)
+    ours, plain = (network().to(memory_format=memory_format) for _ in range(2))
+    optimizer, reference = (build_optimizer(model, recipe) for model in (ours, plain))
+    for group, other in zip(optimizer.param_groups, reference.param_groups, strict=True):
+        assert bool(group.get("fused")) == (name in FUSED)
+        other.update({way: False for way in ("fused", "foreach") if way in other})
+    for seed in range(4):
+        torch.manual_seed(seed)
+        for weight, other_weight in zip(ours.parameters(), plain.parameters(), strict=True):
+            if weight.requires_grad:
+                weight.grad = torch.randn_like(weight)
+                other_weight.grad = weight.grad.clone()
+        optimizer.step(), reference.step()
+    for weight, other_weight in zip(ours.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(weight, other_weight, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["one_cycle", "cosine"])
