@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Generator, Tensor
+from operations import OPERATIONS, generator, made
+from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import v2 as tv
 from torchvision.transforms.v2 import functional as V
@@ -25,48 +26,7 @@ from cifartune.training.augment import (
 )
 from cifartune.training.targets import Targets
 
-OFF: dict[str, Any] = {"crop": 0, "flip": 0.0}
-
-OPERATIONS: dict[str, dict[str, Any]] = {
-    "crop": {"crop": 4},
-    "crop_zero": {"crop": 4, "padding": "zero"},
-    "flip": {"flip": 0.5},
-    "cutout": {"cutout": 12},
-    "brightness": {"brightness": 0.8},
-    "contrast": {"contrast": 0.8},
-    "saturation": {"saturation": 0.8},
-    "hue": {"hue": 0.3},
-    "rotation": {"rotation": 45.0},
-    "translate": {"translate_x": 0.3, "translate_y": 0.2},
-    "scale": {"scale_from": 0.5, "scale_to": 0.8},
-    "shear": {"shear": 40.0},
-    "perspective": {"perspective": 0.6},
-    "elastic": {"elastic": 200.0},
-    "solarize": {"solarize": 200, "solarize_probability": 0.7},
-    "invert": {"invert": 0.5},
-    "randaugment": {"policy": "randaugment"},
-    "trivialaugment": {"policy": "trivialaugment"},
-    "autoaugment": {"policy": "autoaugment"},
-    "mixup": {"mixup": 0.8},
-    "cutmix": {"cutmix": 0.8},
-    "joint_group": {
-        **{"crop": 5, "padding": "zero", "group_probability": 0.5, "rotation": 180.0},
-        **{"translate_x": 0.1, "translate_y": 0.3, "scale_from": 0.5, "scale_to": 0.75},
-        **{"perspective": 0.5, "perspective_probability": 0.5, "elastic": 250.0},
-        **{"solarize": 64, "solarize_probability": 0.5, "invert": 0.5},
-    },
-}
-"""A recipe in which one operation alone is on; the last is a published set of many."""
-
 every = pytest.mark.parametrize("values", OPERATIONS.values(), ids=OPERATIONS)
-
-
-def generator(seed: int = 0) -> Generator:
-    return Generator().manual_seed(seed)
-
-
-def made(values: dict[str, Any], **more: Any) -> AugmentRecipe:
-    return AugmentRecipe(**OFF | values | more)
 
 
 def away(found: Tensor, images: Tensor) -> float:

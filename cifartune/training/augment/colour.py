@@ -8,6 +8,8 @@ as in torchvision.
 import torch
 from torch import Tensor
 
+from cifartune.training.augment.nowait import constant
+
 _GREY = (0.2989, 0.587, 0.114)
 
 
@@ -50,7 +52,7 @@ def hue(images: Tensor, turns: Tensor) -> Tensor:
     )
     sixth = sixth + 6 * turns.view(-1, 1, 1)
     # Smith's hexcone, backwards: each channel falls off with the distance from its own hue.
-    offsets = torch.tensor([5.0, 3.0, 1.0], device=images.device).view(1, 3, 1, 1)
+    offsets = constant((5.0, 3.0, 1.0), images.device).view(1, 3, 1, 1)
     k = (sixth[:, None] + offsets).remainder_(6)
     fall = torch.minimum(k, 4 - k).clamp_(0, 1)
     return _levels(value[:, None] - spread[:, None] * fall)
@@ -76,7 +78,7 @@ def _blend(images: Tensor, other: Tensor, factor: Tensor) -> Tensor:
 
 
 def _grey(images: Tensor) -> Tensor:
-    weights = torch.tensor(_GREY, device=images.device).view(1, 3, 1, 1)
+    weights = constant(_GREY, images.device).view(1, 3, 1, 1)
     return (images * weights).sum(1, keepdim=True)
 
 

@@ -8,6 +8,7 @@ from torch import Generator, Tensor
 from cifartune.config.recipe import AugmentRecipe
 from cifartune.training.augment import colour, geometry
 from cifartune.training.augment.draws import Draws
+from cifartune.training.augment.nowait import Chosen, constant
 
 _JITTER: list[tuple[str, Callable[[Tensor, Tensor], Tensor], float]] = [
     # A field, what it changes, and the amount that changes nothing.
@@ -49,12 +50,12 @@ def distort(images: Tensor, recipe: AugmentRecipe, generator: Generator) -> Tens
 
 
 def _jitter(images: Tensor, recipe: AugmentRecipe, where: Tensor, draws: Draws) -> Tensor:
-    chosen = where.nonzero().squeeze(1)
-    changed = images[chosen]
+    chosen = Chosen.by(where)
+    changed = chosen.of(images)
     for name, change, neutral in _JITTER:
         if size := recipe.strength * getattr(recipe, name):
-            changed = change(changed, draws.uniform(neutral - size, neutral + size)[chosen])
-    return images.index_copy(0, chosen, changed)
+            changed = change(changed, chosen.of(draws.uniform(neutral - size, neutral + size)))
+    return chosen.put_(images.clone(), changed)
 
 
 def _move(images: Tensor, recipe: AugmentRecipe, in_group: Tensor, draws: Draws) -> Tensor:
@@ -79,26 +80,27 @@ def _move(images: Tensor, recipe: AugmentRecipe, in_group: Tensor, draws: Draws)
         maps = maps @ geometry.affine(
             sized(recipe.translate_x * width, coin),
             sized(recipe.translate_y * height, coin),
-            torch.where(coin, draws.uniform(low, high), 1.0),
+            draws.uniform(low, high).masked_fill_(~coin, 1.0),
             sized(recipe.shear, coin),
         )
     if recipe.perspective:
         moved = moved | (coin := draws.coin(recipe.perspective_probability))
-        half = torch.tensor([width // 2, height // 2], device=images.device)
+        half = constant((width // 2, height // 2), images.device)
         corners = draws.uniform(0, strength * recipe.perspective, 4, 2) * half
         maps = maps @ geometry.perspective(corners * coin.view(-1, 1, 1), height, width)
     alphas = None
     if recipe.elastic:
         moved = moved | (coin := draws.coin(recipe.elastic_probability))
         alphas = strength * recipe.elastic * coin
-    chosen = (moved & in_group).nonzero().squeeze(1)
+    chosen = Chosen.by(moved & in_group)
     displacement = None
     if alphas is not None:
         # For the chosen alone: two numbers for every pixel are the dearest draw of all.
-        noise = Draws(len(chosen), draws.generator).uniform(-1, 1, 2, height, width)
-        displacement = geometry.elastic(noise, alphas[chosen])
-    changed = geometry.resample(images[chosen], maps[chosen], recipe.padding, displacement)
-    return images.index_copy(0, chosen, changed)
+        noise = Draws(chosen.count, draws.generator).uniform(-1, 1, 2, height, width)
+        displacement = geometry.elastic(noise, chosen.of(alphas))
+    moving, maps = chosen.of(images), chosen.of(maps)
+    changed = geometry.resample(moving, maps, recipe.padding, displacement)
+    return chosen.put_(images.clone(), changed)
 
 
 def _is_affine(recipe: AugmentRecipe) -> bool:
@@ -110,8 +112,8 @@ def _invert(images: Tensor, recipe: AugmentRecipe, in_group: Tensor, draws: Draw
     if levels := round(recipe.strength * recipe.solarize):
         coin = draws.coin(recipe.solarize_probability) & in_group
         # No level reaches 256: where the coin says no, nothing is inverted.
-        images = colour.solarize(images, torch.where(coin, 256 - levels, 256))
+        images = colour.solarize(images, 256 - levels * coin)
     if recipe.invert:
         coin = draws.coin(recipe.strength * recipe.invert) & in_group
-        images = colour.solarize(images, torch.where(coin, 0, 256))
+        images = colour.solarize(images, 256 - 256 * coin)
     return images

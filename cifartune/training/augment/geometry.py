@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from cifartune.training.augment.nowait import constant
+
 ELASTIC_SIGMA = 5.0
 """Deviation in pixels of the blur of an elastic displacement, as in torchvision."""
 
@@ -55,9 +57,9 @@ def perspective(corners: Tensor, height: int, width: int) -> Tensor:
     """
     x, y = (width - 1.0, height - 1.0)
     device = corners.device
-    old = torch.tensor([[0.0, 0], [x, 0], [x, y], [0, y]], device=device)
-    inwards = torch.tensor([[1.0, 1], [-1, 1], [-1, -1], [1, -1]], device=device)
-    centre = torch.tensor([width / 2, height / 2], device=device)
+    old = constant(((0, 0), (x, 0), (x, y), (0, y)), device)
+    inwards = constant(((1, 1), (-1, 1), (-1, -1), (1, -1)), device)
+    centre = constant((width / 2, height / 2), device)
     new = old + inwards * corners - centre
     old = (old - centre).expand_as(new)
     # Eight equations: the map takes each new corner to its old place.
@@ -83,7 +85,7 @@ def elastic(noise: Tensor, alpha: Tensor) -> Tensor:
     """
     height, width = noise.shape[2:]
     # A blur is linear in rows and in columns: two matrix products, whatever its radius.
-    smooth = _blur(height).to(noise.device) @ noise @ _blur(width).to(noise.device).T
+    smooth = _blur(height, noise.device) @ noise @ _blur(width, noise.device).T
     return (smooth * (alpha / 2).view(-1, 1, 1, 1)).permute(0, 2, 3, 1)
 
 
@@ -110,7 +112,7 @@ def resample(
     if displacement is not None:
         places = places + displacement
     # In units of half the image, as grid_sample counts, which spares a pass over all places.
-    half = torch.tensor([width / 2, height / 2, 1.0], device=images.device)
+    half = constant((width / 2, height / 2, 1.0), images.device)
     maps = maps / half[:, None]
     flat = torch.baddbmm(maps[:, :, 2:], maps[:, :, :2], places.reshape(count, -1, 2).mT)
     grid = (flat[:, :2] / flat[:, 2:]).mT.view(count, height, width, 2)
@@ -128,7 +130,7 @@ def _matrix(*rows: Tensor) -> Tensor:
 
 
 @cache
-def _blur(size: int) -> Tensor:
+def _blur(size: int, device: torch.device) -> Tensor:
     """A Gaussian blur of `size` values, reflected at the border, as a matrix (size, size)."""
     radius = min(int(4 * ELASTIC_SIGMA), size - 1)
     offsets = torch.arange(-radius, radius + 1)
@@ -136,4 +138,5 @@ def _blur(size: int) -> Tensor:
     weights /= weights.sum()
     sources = (torch.arange(size)[:, None] + offsets).abs()
     sources = torch.where(sources >= size, 2 * (size - 1) - sources, sources)
-    return torch.zeros(size, size).scatter_add_(1, sources, weights.expand(size, -1))
+    matrix = torch.zeros(size, size).scatter_add_(1, sources, weights.expand(size, -1))
+    return matrix.to(device)

@@ -43,7 +43,7 @@ def mix(
         blend = torch.lerp(others.float(), images.float(), shares.view(-1, 1, 1, 1))
         mixed = blend.round_().to(torch.uint8)
     if cutmix:
-        kept = torch.where(is_cut, draws.beta(recipe.cutmix_alpha), 1.0)
+        kept = draws.beta(recipe.cutmix_alpha).masked_fill_(~is_cut, 1.0)
         inside = _rectangles(images.shape[2], images.shape[3], 1 - kept, draws)
         mixed = torch.where(inside[:, None], others, mixed)
         shares = torch.where(is_cut, 1 - inside.float().mean((1, 2)), shares)

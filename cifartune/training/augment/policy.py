@@ -12,6 +12,7 @@ from torchvision.transforms.v2 import functional as V
 from cifartune.config.recipe import AugmentRecipe
 from cifartune.training.augment import colour, geometry
 from cifartune.training.augment.draws import Draws
+from cifartune.training.augment.nowait import Chosen, constant
 
 OPS = (
     *("Identity", "ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate"),
@@ -84,11 +85,10 @@ def apply_policy(images: Tensor, recipe: AugmentRecipe, generator: Generator) ->
         return images
     draws = Draws(len(images), generator)
     is_in = draws.coin(probability)
-    largest = torch.tensor(WIDE if recipe.policy == "trivialaugment" else NARROW)
-    largest = largest.to(images.device)
+    largest = constant(WIDE if recipe.policy == "trivialaugment" else NARROW, images.device)
     for ops, shares in _layers(recipe, draws):
         magnitudes = shares * largest[ops]
-        signs = torch.where(draws.coin(0.5), 1.0, -1.0)
+        signs = draws.coin(0.5) * 2.0 - 1
         images = _apply(images, ops * is_in, magnitudes, signs, recipe.padding)
     return images
 
@@ -106,23 +106,22 @@ def _layers(recipe: AugmentRecipe, draws: Draws) -> Iterator[Layer]:
         pairs = draws.integer(len(CIFAR10))
         for start in (0, 3):
             rows = [pair[start : start + 3] for pair in CIFAR10]
-            table = torch.tensor([(OPS.index(str(op)), p, m or 0) for op, p, m in rows])
-            op, probability, magnitude = table.to(device)[pairs].unbind(1)
+            table = constant(tuple((OPS.index(str(op)), p, m or 0) for op, p, m in rows), device)
+            op, probability, magnitude = table[pairs].unbind(1)
             yield op.long() * (draws.uniform() < probability), magnitude / 9
 
 
 def _apply(images: Tensor, ops: Tensor, sizes: Tensor, signs: Tensor, padding: str) -> Tensor:
     """One operation on each image, uint8 (N, 3, H, W): those that are alike together."""
-    moved = ((ops > 0) & (ops <= len(MOVES))).nonzero().squeeze(1)
-    images = images.index_copy(
-        0, moved, _move(images[moved], ops[moved], (sizes * signs)[moved], padding)
-    )
+    moved, images = Chosen.by((ops > 0) & (ops <= len(MOVES))), images.clone()
+    changed = _move(moved.of(images), moved.of(ops), moved.of(sizes * signs), padding)
+    moved.put_(images, changed)
     for number, name in enumerate(OPS):
         if name != "Identity" and name not in MOVES:
-            chosen = (ops == number).nonzero().squeeze(1)
-            if len(chosen):
-                changed = _recolour(name, images[chosen], sizes[chosen], signs[chosen])
-                images.index_copy_(0, chosen, changed)
+            chosen = Chosen.by(ops == number)
+            if chosen.count:
+                changed = _recolour(name, *map(chosen.of, (images, sizes, signs)))
+                chosen.put_(images, changed)
     return images
 
 
@@ -131,7 +130,7 @@ def _move(images: Tensor, ops: Tensor, sizes: Tensor, padding: str) -> Tensor:
     height, width = images.shape[2:]
 
     def only(name: str) -> Tensor:
-        return torch.where(ops == OPS.index(name), sizes, 0.0)
+        return sizes.masked_fill(ops != OPS.index(name), 0.0)
 
     zero = torch.zeros_like(sizes)
     maps = geometry.rotation(only("Rotate"))
