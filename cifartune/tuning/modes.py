@@ -3,6 +3,7 @@
 import json
 import math
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
@@ -158,7 +159,11 @@ def measure(recipe: Recipe, modes: Sequence[Mode], device: torch.device) -> list
         # Built when first called: what does not fit the memory then fails like any step.
         built = [cache(partial(_step, recipe, mode, device)) for mode in modes]
         steps = [lambda step=step: step()() for step in built]
-        first = [_time(step, device, failures) for step in steps]
+        first = list[float]()
+        for make, step in zip(built, steps, strict=True):
+            first.append(_time(step, device, failures))
+            if first[-1] == math.inf:
+                make.cache_clear()  # what does not work leaves its memory to the others
         times = [
             _time(step, device, failures) if begin < math.inf else begin
             for step, begin in zip(steps, first, strict=True)
@@ -300,7 +305,10 @@ def _step(recipe: Recipe, mode: Mode, device: torch.device) -> Callable[[], None
 
 
 def _time(step: Callable[[], None], device: torch.device, failures: list[Exception]) -> float:
-    """Seconds of one step; infinite where it cannot be computed, which is added to `failures`."""
+    """Seconds of one step; infinite where it cannot be computed, which is added to `failures`.
+
+    What such a step has allocated is given up.
+    """
     start = time.perf_counter()
     try:
         step()
@@ -308,5 +316,10 @@ def _time(step: Callable[[], None], device: torch.device, failures: list[Excepti
             torch.cuda.synchronize(device)
     except Exception as error:  # out of memory, or without a compiler: each fails in its own way
         failures.append(error)
+        error.add_note("".join(traceback.format_tb(error.__traceback__)))
+        cause: BaseException | None = error
+        while cause:  # as text alone: frames hold on to networks and activations
+            cause.__traceback__ = None
+            cause = cause.__context__
         return math.inf
     return time.perf_counter() - start

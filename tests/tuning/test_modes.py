@@ -1,6 +1,7 @@
 """How a network is computed: what is measured, what is kept, and what follows from it."""
 
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -229,6 +230,33 @@ def test_a_mode_that_fails_has_no_rate(recipe: Recipe, monkeypatch: pytest.Monke
     assert failed.seconds(1) == float("inf")
 
 
+def test_a_mode_that_fails_holds_no_memory(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither what its step was at, nor its network, while others are timed."""
+    left = list[weakref.ref[Tensor]]()
+    alive = list[bool]()
+
+    def made(recipe: Recipe, mode: Mode, device: torch.device) -> Callable[[], None]:
+        weight = torch.zeros(4)
+
+        def step() -> None:
+            if mode.precision == "fp32":
+                alive.append(any(ref() is not None for ref in left))
+                return
+            activation = weight + 1
+            left.extend((weakref.ref(weight), weakref.ref(activation)))
+            try:
+                raise ValueError("the cause")
+            except ValueError as error:
+                raise torch.OutOfMemoryError("too large") from error
+
+        return step
+
+    monkeypatch.setattr(modes, "_step", made)
+    speeds = measure(recipe, [Mode("bf16", "contiguous"), Mode("fp32", "contiguous")], CPU)
+    assert [speed.rate > 0 for speed in speeds] == [False, True]
+    assert len(left) == 2 and alive and not any(alive)
+
+
 def test_what_fails_in_every_mode_is_told(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is not taken for a lack of memory, which smaller parts of a step would mend."""
 
@@ -237,8 +265,9 @@ def test_what_fails_in_every_mode_is_told(recipe: Recipe, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(modes, "_step", lambda r, mode, d: fails)
     asked = [Mode("bf16", "channels_last"), Mode("fp32", "channels_last")]
-    with pytest.raises(NotImplementedError, match="no such kernel"):
+    with pytest.raises(NotImplementedError, match="no such kernel") as told:
         measure(recipe, asked, CPU)
+    assert "in fails" in told.value.__notes__[0]
     compiled = [Mode("fp32", "channels_last", "always")]
     assert measure(recipe, compiled, CPU) == [Speed(0.0, 0.0)]
 
