@@ -16,6 +16,7 @@ SCHEMA_VERSION = 1
 
 Init = Literal[
     "default",
+    "torch",
     "xavier_uniform",
     "xavier_normal",
     "kaiming_uniform",
@@ -122,7 +123,8 @@ class ModelRecipe(Section):
     init: Init = Field(
         "default",
         description="Initialisation of all trainable convolutions and linear layers; default keeps "
-        "the network's own, constant sets each weight to 1 / fan-in.",
+        "the network's own, torch draws as torch's layers do by themselves, constant sets each "
+        "weight to 1 / fan-in.",
     )
     init_gain: float = Field(
         1.0, gt=0, le=10, description="Multiplies the weights that init draws; default is no draw."

@@ -1,5 +1,6 @@
 """Initialisation schemes, applied to any network in one place."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,8 @@ from cifartune.config.recipe import Init
 from cifartune.models.network import head_layers
 
 _SCHEMES: dict[Init, Callable[[Tensor], Any]] = {
+    # Uniform up to 1 / sqrt(fan-in): what the layers' own `reset_parameters` does.
+    "torch": lambda weight: nn.init.kaiming_uniform_(weight, a=math.sqrt(5)),
     "xavier_uniform": nn.init.xavier_uniform_,
     "xavier_normal": nn.init.xavier_normal_,
     # He et al., https://arxiv.org/abs/1502.01852: variance 2 / fan-in.

@@ -37,10 +37,14 @@ def test_every_trainable_weight_follows_the_scheme(scheme: Init, name: str) -> N
             matrix = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
             torch.testing.assert_close(matrix @ matrix.T, torch.eye(len(matrix)), atol=1e-4, rtol=0)
             continue
-        variance = 2 / fan_in if scheme.startswith("kaiming") else 2 / (fan_in + fan_out)
+        variance = 2 / (fan_in + fan_out)
+        if scheme.startswith("kaiming"):
+            variance = 2 / fan_in
+        elif scheme == "torch":
+            variance = 1 / (3 * fan_in)
         tolerance = 8 / math.sqrt(weight.numel())
         assert weight.var().item() == pytest.approx(variance, rel=tolerance)
-        if scheme.endswith("uniform"):
+        if scheme.endswith("uniform") or scheme == "torch":
             assert weight.abs().max().item() <= math.sqrt(3 * variance) * 1.0001
         else:
             assert weight.abs().max().item() > math.sqrt(3 * variance)
@@ -59,6 +63,17 @@ def test_frozen_weights_and_norms_are_left_alone(scheme: Init) -> None:
         "head.weight",
         *(f"stages.{stage}.conv{conv}.weight" for stage in range(3) for conv in (1, 2)),
     }
+
+
+def test_torchs_is_that_of_its_layers() -> None:
+    """So that a speednet loses the identity and nothing else: its head is drawn alike."""
+    layer = nn.Conv2d(5, 7, 3)
+    torch.manual_seed(3)
+    layer.reset_parameters()
+    expected = layer.weight.detach().clone()
+    torch.manual_seed(3)
+    apply_init(layer, "torch")
+    assert torch.equal(layer.weight, expected)
 
 
 def test_default_changes_nothing() -> None:
