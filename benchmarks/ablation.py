@@ -4,12 +4,11 @@
                                   [--length short|full] [--device cpu|cuda]
 
 Trains FILE's baseline as it is, and with each part switched alone, on the file's own training
-images, and compares on its validation images. Runs that are done are not done again. --length short
-is one epoch of one seed of the small network.
+images, and compares on its validation images. Runs that are done are not done again, if machine,
+versions and threads are the same. --length short is one epoch of one seed of the small network.
 """
 
 import argparse
-import json
 import math
 from functools import partial
 from itertools import product
@@ -18,7 +17,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 import torch
-from measured import ROOT, add_length_and_device, commit, keep, result_path
+from measured import ROOT, add_length_and_device, keep, kept, result_path, stamp
 from scipy.stats import t
 
 from cifartune.config import Recipe, SearchSpace, load_space
@@ -32,7 +31,8 @@ from cifartune.tuning.modes import fastest
 PARTS: dict[str, dict[str, Any]] = {
     "the recipe": {},
     "first layer learned, not whitening": {"model.whitening": False},
-    "initialised by He's scheme, not as the identity": {"model.init": "kaiming_normal"},
+    "initialised as torch does it, not as the identity": {"model.init": "torch"},
+    "initialised by He's scheme, the head as well": {"model.init": "kaiming_normal"},
     "norm statistics that follow four times as fast": {"model.norm_momentum": 0.4},
     "biases at four times the rate": {"optimizer.bias_lr_scale": 4.0},
     "flips by chance, not alternating": {"augment.flip_mode": "random"},
@@ -58,7 +58,7 @@ def main(options: argparse.Namespace) -> None:
     device = torch.device(options.device)
     space = load_space(options.file)
     path = result_path("ablation", options)
-    runs: list[dict[str, Any]] = json.loads(path.read_text())["runs"] if path.exists() else []
+    runs: list[dict[str, Any]] = kept(path, length=options.length).get("runs", [])
     epochs = options.epochs or space.base.epochs
     model = options.model or space.base.model.name
     shared = {"epochs": epochs, "model.name": model}
@@ -71,7 +71,7 @@ def main(options: argparse.Namespace) -> None:
     for about, recipe in asked:
         if any(about.items() <= run.items() for run in runs):
             continue
-        runs.append({**about, **measure(recipe, space, device), "commit": commit()})
+        runs.append({**about, **stamp(), **measure(recipe, space, device)})
         print(runs[-1], flush=True)
         wanted = [about for about, _ in asked]
         own = [run for run in runs if {key: run[key] for key in KEYS} in wanted]
@@ -83,7 +83,9 @@ def main(options: argparse.Namespace) -> None:
             f"images, {space.data.validation:,} to validate on, with test-time augmentation, "
             f"n = {len({run['seed'] for run in own})}; ± is half the 95 % interval. Rates are the "
             "fastest of the seeds'.",
+            length=options.length,
             device=device.type,
+            threads=torch.get_num_threads(),
             rows=rows(own),
             runs=runs,
         )

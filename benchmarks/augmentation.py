@@ -3,12 +3,14 @@
     python benchmarks/augmentation.py [--length short|full] [--device cpu|cuda]
 
 Steps of training and the augmentation of the same batches are timed in turn, so that both meet the
-same machine; medians are kept. The cost of augmentation is what preparing a batch takes more than
-without it. Writes the shares with hardware, versions, date and commit.
+same machine; medians are kept. Networks are computed as in a slot: in the fastest way, in a process
+that keeps the memory that it frees. The cost of augmentation is what preparing a batch takes more
+than without it. Writes the shares with hardware, versions, date and commit.
 """
 
 import argparse
 import time
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -16,7 +18,10 @@ import torch
 from measured import ROOT, add_length_and_device, keep, real_images, result_path
 
 from cifartune.config import Recipe, load_space
+from cifartune.data import default_root
 from cifartune.training import Trainer
+from cifartune.training.memory import run_keeping_memory
+from cifartune.tuning.modes import fastest
 
 JOINT = load_space(ROOT / "search_spaces" / "resnet_joint_augmentation.yaml").base.augment
 DEFAULT = Recipe().augment
@@ -28,13 +33,12 @@ CASES = {
 """Network, augmentation, and the share of training that it may cost, kept beside what it does."""
 
 STEPS = {"short": 2, "full": 12}
+RUN_IMAGES = 45_000 * 30
+"""A run of thirty epochs decides whether compiling pays."""
 
 
-def main() -> None:
+def main(options: argparse.Namespace) -> None:
     """Measures all cases, one after the other."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    add_length_and_device(parser)
-    options = parser.parse_args()
     steps = STEPS[options.length]
     device = torch.device(options.device)
     cases = {}
@@ -45,6 +49,7 @@ def main() -> None:
     keep(
         result_path("augmentation", options),
         f"python benchmarks/augmentation.py --length {options.length} --device {options.device}",
+        length=options.length,
         device=device.type,
         batch_size=256,
         threads=torch.get_num_threads(),
@@ -58,6 +63,7 @@ def measure(recipe: Recipe, steps: int, device: torch.device) -> dict[str, Any]:
     Evaluation is left out: beside a whole epoch the share is smaller still.
     """
     split = real_images(45_000, 5_000)
+    recipe = fastest(recipe, RUN_IMAGES, device=device, folder=default_root())
     trainer = Trainer(recipe, split, device=device)
     plain = Trainer(recipe.with_values({"augment.strength": 0.0}), split, device=device)
     batches = trainer.batches()[: steps + 1]
@@ -84,5 +90,12 @@ def measure(recipe: Recipe, steps: int, device: torch.device) -> dict[str, Any]:
     }
 
 
+def arguments() -> argparse.Namespace:
+    """What the command line says."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add_length_and_device(parser)
+    return parser.parse_args()
+
+
 if __name__ == "__main__":
-    main()
+    run_keeping_memory(partial(main, arguments()))

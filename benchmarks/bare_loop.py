@@ -33,8 +33,10 @@ class BareLoop:
         self.network, self.optimizer = made.network, made.optimizer
         self.mean, self.deviation = made.classifier.mean, made.classifier.deviation
         self.call: Callable[[Tensor], Tensor] = self.network
-        if self.recipe.compile == "always":
-            self.call = torch.compile(self.network, dynamic=False)
+        self.replays = self.recipe.compile == "graphs"
+        if self.recipe.compile != "never":
+            mode = "reduce-overhead" if self.replays else None
+            self.call = torch.compile(self.network, dynamic=False, mode=mode)
         self.peaks = [group["lr"] for group in self.optimizer.param_groups]
         self.total_steps = made.total_steps
         self.steps = 0
@@ -59,8 +61,12 @@ class BareLoop:
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
             group["lr"] = peak * factor
         x = (images.float() / 255 - self.mean) / self.deviation
+        if self.replays:
+            torch.compiler.cudagraph_mark_step_begin()
+        # A last batch that is smaller would have to be compiled by itself.
+        call = self.call if len(x) == self.recipe.batch_size else self.network
         with autocast(self.device, self.recipe.precision):
-            logits = self.call(x)
+            logits = call(x)
         smoothing = self.recipe.label_smoothing
         loss = F.cross_entropy(logits.float(), labels, label_smoothing=smoothing)
         self.optimizer.zero_grad(set_to_none=True)

@@ -34,14 +34,40 @@ def keep(path: Path, command: str, **figures: Any) -> None:
     """Writes `figures` to a JSON file with command, date, commit, hardware and versions."""
     measured = {
         "command": command,
-        "date": datetime.date.today().isoformat(),
-        "commit": commit(),
+        **stamp(),
         **figures,
         "hardware": hardware(),
         "versions": versions(),
     }
     write_atomically(path, json.dumps(measured, indent=2) + "\n")
     print(f"written to {path}")
+
+
+def kept(path: Path, **same: Any) -> dict[str, Any]:
+    """What `path` holds, if it was measured as it would be now; else nothing.
+
+    Args:
+        path: What `keep` wrote.
+        same: Figures that have to be the same now, beside hardware, versions and threads.
+    """
+    if not path.exists():
+        return {}
+    found: dict[str, Any] = json.loads(path.read_text())
+    now = {
+        "hardware": hardware(),
+        "versions": versions(),
+        "threads": torch.get_num_threads(),
+        **same,
+    }
+    other = [name for name, value in now.items() if found.get(name) != value]
+    if other:
+        print(f"{path.name} is measured anew: its {', '.join(other)} are not those of now")
+    return {} if other else found
+
+
+def stamp() -> dict[str, str]:
+    """Date and commit, for figures that are kept beside older ones."""
+    return {"date": datetime.date.today().isoformat(), "commit": commit()}
 
 
 def commit() -> str:

@@ -7,21 +7,22 @@ runs it, with its random crop and flip; and a plain loop over the same network: 
 transforms, a DataLoader with two workers, float32, as in https://github.com/kuangliu/pytorch-cifar.
 That one runs in a process of its own, since a slot tells malloc to keep freed memory. They
 alternate; medians are kept. Shares are of the fastest product of two matrices of 2048 or 4096 rows
-in the same precision in the same run; a training step counts as three forward passes.
+in the same precision in the same run; a training step counts as three forward passes. What is
+measured already is kept, if machine, versions and threads are the same.
 """
 
 import argparse
-import datetime
 import json
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from functools import partial
 from statistics import median
 from typing import Any
 
 import torch
-from measured import add_length_and_device, commit, keep, real_images, result_path
+from measured import add_length_and_device, keep, kept, real_images, result_path, stamp
 from torch import Tensor, nn
 
 from cifartune.config import Recipe
@@ -34,13 +35,13 @@ from cifartune.training.device import HALF
 from cifartune.training.memory import run_keeping_memory
 from cifartune.tuning.modes import fastest
 
-MODELS = {
+MODELS: dict[str, dict[str, Any]] = {
     "speednet_small": {},
     "speednet": {},
     "resnet18": {},
     "resnet34": {},
     "resnet50": {},
-    "wideresnet": {"model.depth": 16, "model.width": 4},
+    "wideresnet": {"model.depth": 16, "model.width": 8},
     "resnet_channels": {},
     "efficientnet_b0": {},
     "mobilenetv2_100": {},
@@ -53,12 +54,22 @@ MODELS = {
     "tutorial_net": {},
     "mlp": {},
 }
-"""The networks of the sources, at 32 pixels."""
+"""The networks of the sources, at 32 pixels, and what they have beside a name there."""
 
 SECONDS = {"short": 3.0, "full": 8.0}
 """How long a round of each is, about."""
 
 ROUNDS = {"short": 1, "full": 3}
+LEAST_STEPS, LEAST_BATCHES = 2, 4
+"""What the trainer and the plain loop are timed over in a round, however long that takes."""
+
+WARM_UP = 2
+"""Batches of the plain loop that start its workers, and allocate."""
+
+SIZES = (2048, 4096)
+PRODUCTS = {"cpu": 1, "cuda": 20}
+"""Rows of the matrices, and how many products are timed together: a GPU is waited for once."""
+
 RUN_IMAGES = 50_000 * 30
 """A run of thirty epochs decides whether compiling pays."""
 
@@ -67,13 +78,15 @@ def main(options: argparse.Namespace) -> None:
     """Measures the networks one after the other, and keeps each as it is done."""
     device = torch.device(options.device)
     path = result_path("throughput", options)
-    known = json.loads(path.read_text()) if path.exists() else {}
-    networks: dict[str, Any] = {}
-    if known.get("batch_size") == options.batch:
-        networks = known["networks"]
+    known = kept(path, length=options.length, device=device.type, batch_size=options.batch)
+    networks = {
+        name: row
+        for name, row in known.get("networks", {}).items()
+        if is_of(row, name) and row["steps"] >= LEAST_STEPS
+    }
     for name in options.models or [name for name in MODELS if name not in networks]:
-        about = {"date": datetime.date.today().isoformat(), "commit": commit()}
-        networks[name] = {**measure(name, options, device), **about}
+        row = {"fields": MODELS[name], **stamp()}
+        networks[name] = {**row, **measure(name, options, device)}
         print(name, networks[name], flush=True)
         keep(
             path,
@@ -87,6 +100,11 @@ def main(options: argparse.Namespace) -> None:
         )
 
 
+def is_of(row: dict[str, Any], name: str) -> bool:
+    """Whether `row` was measured with the network that `name` stands for now."""
+    return name in MODELS and row.get("fields", {}) == MODELS[name]
+
+
 def measure(name: str, options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     """The rates of the trainer and of the plain loop, turn and turn about."""
     recipe = Recipe().with_values({"model.name": name, "batch_size": options.batch, **MODELS[name]})
@@ -94,8 +112,9 @@ def measure(name: str, options: argparse.Namespace, device: torch.device) -> dic
     trainer = Trainer(recipe, real_images(40_000, 2), device=device)
     batches = trainer.batches()
     trainer.train_on(batches[:2])  # allocates, and compiles
-    seconds, rounds = SECONDS[options.length], ROUNDS[options.length]
-    steps = min(len(batches), max(1, round(seconds / timed(partial(train, trainer, batches[:1])))))
+    rounds = ROUNDS[options.length]
+    wanted = SECONDS[options.length] / timed(partial(train, trainer, batches[:1]))
+    steps = min(len(batches), max(LEAST_STEPS, round(wanted)))
     ours, plain = [], []
     for _ in range(rounds):
         used = timed(partial(train, trainer, batches[:steps]))
@@ -138,21 +157,23 @@ def matrix_peak(precision: str, device: torch.device) -> float:
     """Operations a second of the fastest matrix product: two for each multiplication."""
     dtype = HALF.get(precision, torch.float32)
     best = 0.0
-    for size in (2048, 4096):
+    count = PRODUCTS[device.type]
+    for size in SIZES:
         a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
 
         def multiply(a: Tensor = a, b: Tensor = b) -> None:
-            a @ b
+            for _ in range(count):
+                a @ b
             if device.type == "cuda":
                 torch.cuda.synchronize()
 
         multiply()
-        best = max(best, 2 * size**3 / min(timed(multiply) for _ in range(10)))
+        best = max(best, 2 * size**3 * count / min(timed(multiply) for _ in range(10)))
     return best
 
 
-def plain_rate(name: str, seconds: float, device: torch.device) -> float:
-    """Training images a second of the loop that people write."""
+def plain_loader() -> Iterable[Any]:
+    """Batches of augmented images and their labels, as people make them."""
     from PIL import Image
     from torch.utils.data import DataLoader, Dataset
     from torchvision import transforms
@@ -178,14 +199,18 @@ def plain_rate(name: str, seconds: float, device: torch.device) -> float:
             image = Image.fromarray(self.images[index])
             return self.transform(image), int(data.labels[index])
 
-    loader = DataLoader(Images(), batch_size=128, shuffle=True, num_workers=2)
+    return DataLoader(Images(), batch_size=128, shuffle=True, num_workers=2)
+
+
+def plain_rate(name: str, batches: Iterable[Any], seconds: float, device: torch.device) -> float:
+    """Training images a second of the loop that people write, over `seconds` at least."""
     network = build_model(Recipe().with_values({"model.name": name, **MODELS[name]}).model)
     network = network.to(device).train()
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
     criterion = nn.CrossEntropyLoss()
     loss_sum, correct, seen, start = 0.0, 0, 0, 0.0
-    for step, (images, labels) in enumerate(loader):
-        if step == 2:  # the first two start the workers, and allocate
+    for step, (images, labels) in enumerate(batches):
+        if step == WARM_UP:
             seen, start = 0, time.perf_counter()
         images, labels = images.to(device), labels.to(device)
         optimizer.zero_grad()
@@ -196,7 +221,7 @@ def plain_rate(name: str, seconds: float, device: torch.device) -> float:
         loss_sum += loss.item()
         correct += logits.argmax(1).eq(labels).sum().item()
         seen += len(images)
-        if step > 2 and time.perf_counter() - start > seconds:
+        if step + 1 >= WARM_UP + LEAST_BATCHES and time.perf_counter() - start > seconds:
             break
     return seen / (time.perf_counter() - start)
 
@@ -214,7 +239,7 @@ def arguments() -> argparse.Namespace:
 if __name__ == "__main__":
     options = arguments()
     if options.plain:
-        length = SECONDS[options.length]
-        print(json.dumps(plain_rate(options.plain, length, torch.device(options.device))))
+        device, length = torch.device(options.device), SECONDS[options.length]
+        print(json.dumps(plain_rate(options.plain, plain_loader(), length, device)))
     else:
         run_keeping_memory(partial(main, options))
