@@ -42,6 +42,37 @@ def test_freed_memory_is_kept_until_it_is_released() -> None:
     assert released >= 256
 
 
+LOSSES = """
+import torch
+from cifartune.config import Recipe
+from cifartune.training import SplitImages, train
+from cifartune.training.memory import run_keeping_memory
+
+torch.set_num_threads(1)
+generator = torch.Generator().manual_seed(0)
+images = torch.randint(0, 256, (200, 3, 32, 32), dtype=torch.uint8, generator=generator)
+labels = torch.randint(0, 10, (200,), generator=generator)
+split = SplitImages(images, labels, torch.arange(180), torch.arange(180, 200))
+recipe = Recipe().with_values({
+    "model.name": "speednet_small", "model.dropout": 0.2, "epochs": 2, "batch_size": 64,
+    "precision": "bf16", "optimizer.name": "muon", "optimizer.lr": 0.01, "augment.rotation": 20.0,
+})
+
+def run():
+    print([(result.train_loss, result.val_loss) for result in train(recipe, split)])
+
+run()
+run_keeping_memory(run)
+"""
+
+
+def test_losses_are_the_same_where_memory_is_kept() -> None:
+    command = [sys.executable, "-c", LOSSES]
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    plain, keeping = output.splitlines()
+    assert plain == keeping and plain.count("(") == 2
+
+
 def test_the_work_is_done_and_its_error_comes_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cifartune.training.memory._of_glibc", lambda name: None)
     done: list[int] = []

@@ -1,7 +1,9 @@
 """The parts of the speed recipe: each does what its name says, and can be switched alone."""
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -83,6 +85,25 @@ def test_images_are_small_in_the_first_part(recipe: Recipe, split: SplitImages) 
     results = list(trainer)
     assert sides == [12] * 6 + [16] * 4  # of ten steps
     assert results[-1].val_loss < 3
+
+
+def test_small_images_are_those_of_another_resize(recipe: Recipe, split: SplitImages) -> None:
+    """Pillow's, which knows bilinear interpolation with antialiasing from elsewhere."""
+    values = {"data.small_side": 12, "augment.strength": 0.0}
+    trainer = Trainer(recipe.with_values(values), split, device=CPU)
+    seen: list[Tensor] = []
+    hook = trainer.network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    batch = split.train[:8]
+    trainer.train_on([batch])
+    hook.remove()
+    expected = [
+        [
+            np.asarray(Image.fromarray(channel.numpy()).resize((12, 12), Image.Resampling.BILINEAR))
+            for channel in image
+        ]
+        for image in trainer.feed.inputs(batch)
+    ]
+    torch.testing.assert_close(seen[0], torch.tensor(np.array(expected)), atol=1e-4, rtol=0)
 
 
 def test_small_images_are_never_enlarged(recipe: Recipe, split: SplitImages) -> None:

@@ -58,6 +58,7 @@ VARIANTS = [
     {"optimizer.name": "adamw", "optimizer.lr": 0.01, "schedule.name": "cosine"},
     {"optimizer.name": "muon", "optimizer.lr": 0.01, "precision": "bf16", "model.dropout": 0.1},
     {"model.name": "resnet18", "model.dropout": 0.3, "batch_size": 8},
+    {"optimizer.ema_decay": 0.9, "optimizer.sam_rho": 0.05, "model.dropout": 0.1},
     {
         "augment.flip_mode": "alternate",
         "data.small_side": 12,
