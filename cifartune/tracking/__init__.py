@@ -1,15 +1,9 @@
 """MLflow, written by the driver alone."""
 
 from cifartune.tracking.outbox import is_sent
+from cifartune.tracking.rest import end_abandoned, send_rest
 from cifartune.tracking.store import LoggedRun, read_runs
-from cifartune.tracking.tracker import (
-    MlflowTracker,
-    check_server,
-    default_uri,
-    end_abandoned,
-    final_status,
-    send_rest,
-)
+from cifartune.tracking.tracker import MlflowTracker, check_server, default_uri, final_status
 
 __all__ = [
     "LoggedRun",

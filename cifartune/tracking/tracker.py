@@ -3,7 +3,6 @@
 import http.client
 import logging
 import os
-import re
 import threading
 import time
 import urllib.error
@@ -15,12 +14,11 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState
 
 from cifartune import __version__
-from cifartune.clock import KEEP_SECONDS
 from cifartune.config import Recipe
-from cifartune.errors import UserError, first_line
+from cifartune.errors import UserError
 from cifartune.events import Observer
 from cifartune.runs import RunFolder
-from cifartune.tracking.outbox import Outbox, is_sent
+from cifartune.tracking.outbox import Outbox
 from cifartune.tracking.store import MlflowStore
 from cifartune.tracking.told import Told
 from cifartune.tuning.study import TrialStudy, attributes, is_feasible, last_metrics
@@ -34,9 +32,6 @@ PAUSES = (1.0, 30.0)
 
 TRIES = 5
 """How often an event is sent that the store, which answers, cannot take."""
-
-LINE_BYTES = 1000
-"""More than the line of an event that ends a run."""
 
 CLOSE_SECONDS = 20.0
 """How long a store that does not answer is tried for at the end of a search."""
@@ -257,76 +252,6 @@ def final_status(trial: FrozenTrial) -> str:
     """MLflow's word for how a trial ended."""
     status = {TrialState.COMPLETE: "FINISHED", TrialState.PRUNED: "KILLED"}
     return status.get(trial.state, "FAILED") if is_feasible(trial) else "FAILED"
-
-
-def end_abandoned(runs: Path, uri: str, own: str = "") -> list[str]:
-    """Sets right what drivers that died left RUNNING in a store: no process is at those runs.
-
-    Args:
-        runs: The folder of all searches. Those that another process holds are left alone, and those
-            that look alive: a disk that several machines share may have no locks between them.
-        uri: The store.
-        own: The name of the search that asks.
-
-    Returns:
-        The searches whose runs were ended, as KILLED. They can be resumed as before.
-    """
-    found = []
-    for identity in sorted(runs.glob("*/run.json")):
-        run = RunFolder(identity.parent)
-        try:
-            if run.name != own and _is_abandoned(run, uri):
-                with run.locked():
-                    if send_rest(uri, run):
-                        found.append(run.name)
-        except Exception as error:  # it may be anybody's, and in any state
-            told = first_line(error)
-            logger.info("The MLflow runs of %s are left as they are: %s", run.name, told)
-    return found
-
-
-def _is_abandoned(run: RunFolder, uri: str) -> bool:
-    """Whether a search may have left runs open in a store, by a glance at its files."""
-    if run.tracking_uri != uri or not run.tracking.exists():
-        return False
-    beats = [path.stat().st_mtime for path in (run.tracking, run.clock) if path.exists()]
-    if time.time() - max(beats) < 3 * KEEP_SECONDS:
-        return False
-    with run.tracking.open("rb") as file:
-        file.seek(max(0, file.seek(0, os.SEEK_END) - LINE_BYTES))
-        last = file.read().splitlines()[-1:]
-    is_over = bool(last) and re.search(rb'"do": "(end|delete)", "key": "search"', last[0])
-    return not (is_over and is_sent(run.tracking))
-
-
-def send_rest(uri: str, run: RunFolder) -> int:
-    """Sends what is left of a search that nobody runs, and returns how many events that were.
-
-    What a driver that died had not ended is ended as of its last sign of life: as FINISHED where it
-    has its outcome, else as KILLED.
-
-    Raises:
-        UserError: The store does not take them.
-    """
-    outbox, store, count, tries = Outbox(run.tracking), MlflowStore(uri, run), 0, 0
-    told = Told(outbox.history())
-    for end in told.ends_of_open("FINISHED" if run.result.exists() else "KILLED"):
-        outbox.put({"time": told.time, **end})
-    outbox.close()
-    while (event := outbox.first()) is not None:
-        trouble = store.try_to_send(event)
-        tries = tries + 1 if trouble and store.is_open else 0
-        if trouble and not trouble.is_final and tries < TRIES:
-            if store.is_open:
-                continue
-            raise UserError(
-                f"{uri}: {len(outbox)} events of {run.name} are left to send: {trouble}"
-            )
-        if trouble:
-            logger.warning("MLflow refuses %s of %s: %s", event["do"], event["key"], trouble)
-        outbox.sent()
-        count, tries = count + 1, 0
-    return count
 
 
 def _texts(values: dict[str, Any]) -> dict[str, str]:
