@@ -3,17 +3,27 @@
 import os
 import re
 import uuid
+from functools import partial
 from pathlib import Path
 
+PRIVATE = 0o600
+"""The mode of files that their owner alone may read: they may hold passwords."""
 
-def write_atomically(path: Path, content: bytes | str) -> None:
-    """Replaces `path` by `content`; a reader, or a crash, never sees a part of it."""
+
+def write_atomically(path: Path, content: bytes | str, *, mode: int = 0o666) -> None:
+    """Replaces `path` by `content`; a reader, or a crash, never sees a part of it.
+
+    Args:
+        path: The file. Its folder is made where there is none.
+        content: Text is written as UTF-8.
+        mode: Who may read and write it, as far as the umask allows.
+    """
     data = content.encode() if isinstance(content, str) else content
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{uuid.uuid4().hex}")
     try:
         # Not tempfile's, which nobody else on the machine could read.
-        with open(temporary, "xb") as file:
+        with open(temporary, "xb", opener=partial(os.open, mode=mode)) as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

@@ -17,7 +17,7 @@ from cifartune.config import SearchSpace
 from cifartune.config.extension import Changes, changed_keys
 from cifartune.config.load import dump_space, load_space
 from cifartune.errors import UserError, first_line
-from cifartune.files import write_atomically
+from cifartune.files import PRIVATE, write_atomically
 from cifartune.programs import program
 
 
@@ -76,7 +76,7 @@ class RunFolder:
                 "--runs"
             ) from None
         identity = {"id": uuid.uuid4().hex, "tracking_uri": tracking_uri, "storage": storage}
-        write_atomically(folder.identity, json.dumps(identity))
+        write_atomically(folder.identity, json.dumps(identity), mode=PRIVATE)
         write_atomically(folder.space_file, dump_space(space))
         return folder
 

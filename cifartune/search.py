@@ -19,6 +19,7 @@ from cifartune.errors import Interrupted, UserError
 from cifartune.files import leftovers, write_atomically
 from cifartune.interrupt import ctrl_c
 from cifartune.logs import log_to
+from cifartune.passwords import without_password
 from cifartune.programs import program
 from cifartune.report.terminal import Progress
 from cifartune.runs import RunFolder
@@ -279,7 +280,7 @@ class Search:
             accuracies.get("snapshots"),
             run=run,
             seconds=self._clock.totals(),
-            mlflow={"uri": self._uri, "run_id": self._tracker.run_id},
+            mlflow={"uri": without_password(self._uri), "run_id": self._tracker.run_id},
         )
         write_atomically(run.trials_csv, trials_frame(self._study).to_csv(index=False))
         write_atomically(run.result, to_json(result))
@@ -331,7 +332,7 @@ class Search:
                 f"\n[red]MLflow has not got {self._tracker.unsent} events[/] "
                 f"({self._tracker.trouble}); send them with: {self.run_folder.sync_command}"
             )
-        uri = self._uri
+        uri = without_password(self._uri)
         self.console.print("\n[bold]Look further[/]")
         server = uri.startswith("http")
         self._point_out(

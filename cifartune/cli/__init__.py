@@ -121,6 +121,7 @@ def sync(
     runs: RunsOption = Path("runs"),
 ) -> None:
     """Send to MLflow what it could not be sent during a search."""
+    from cifartune.passwords import without_password
     from cifartune.runs import RunFolder
     from cifartune.tracking import send_rest
 
@@ -128,7 +129,7 @@ def sync(
     _checked_uri(run.tracking_uri, runs)
     with run.locked():
         count = send_rest(run.tracking_uri, run)
-    typer.echo(f"{count} events sent to {run.tracking_uri}")
+    typer.echo(f"{count} events sent to {without_password(run.tracking_uri)}")
 
 
 @app.command()
@@ -295,6 +296,7 @@ def _run(space: "SearchSpace", run: "RunFolder", root: Path, address: str) -> No
     from rich.console import Console
 
     from cifartune.errors import Interrupted
+    from cifartune.passwords import without_password
 
     try:
         from cifartune.search import Search
@@ -304,7 +306,7 @@ def _run(space: "SearchSpace", run: "RunFolder", root: Path, address: str) -> No
             run,
             data_root=root,
             console=Console(),
-            command=" ".join(["cifartune", *sys.argv[1:]]),
+            command=" ".join(["cifartune", *map(without_password, sys.argv[1:])]),
             started=_STARTED,
             address=address,
         ).run()

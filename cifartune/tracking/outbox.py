@@ -11,6 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from cifartune.files import PRIVATE
+
 Event = dict[str, Any]
 
 
@@ -30,12 +32,14 @@ class Outbox:
     was cut, is cut off.
 
     Args:
-        path: The file, a JSON object a line. Beside it lies how far it was sent.
+        path: The file, a JSON object a line, which its owner alone may read. Beside it lies how
+            far it was sent.
     """
 
     def __init__(self, path: Path) -> None:
         self._changed = threading.Condition()
         self._closed = False
+        path.touch(PRIVATE)
         self._file = path.open("ab", buffering=0)
         weakref.finalize(self, self._file.close)
         mark = path.with_suffix(".sent")

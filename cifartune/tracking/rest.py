@@ -8,6 +8,7 @@ from pathlib import Path
 
 from cifartune.clock import KEEP_SECONDS
 from cifartune.errors import UserError, first_line
+from cifartune.passwords import without_password
 from cifartune.runs import RunFolder
 from cifartune.tracking.outbox import Outbox, is_sent
 from cifartune.tracking.store import MlflowStore
@@ -81,7 +82,8 @@ def send_rest(uri: str, run: RunFolder) -> int:
             if store.is_open:
                 continue
             raise UserError(
-                f"{uri}: {len(outbox)} events of {run.name} are left to send: {trouble}"
+                f"{without_password(uri)}: {len(outbox)} events of {run.name} are left to send: "
+                f"{trouble}"
             )
         if trouble:
             logger.warning("MLflow refuses %s of %s: %s", event["do"], event["key"], trouble)

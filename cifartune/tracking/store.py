@@ -10,6 +10,7 @@ from typing import Any
 from filelock import FileLock
 
 from cifartune.errors import UserError, first_line
+from cifartune.passwords import without_password
 from cifartune.runs import RunFolder
 from cifartune.tracking.outbox import Event
 from cifartune.tuning.disk import no_room
@@ -88,7 +89,8 @@ def read_runs(uri: str, run: RunFolder, metric: str) -> list[LoggedRun]:
                 values = [(point.step, point.value) for point in history]
             logged.append(LoggedRun(key, entry.info.status, values))
     except Exception as error:
-        raise UserError(f"{uri}: cannot be read: {first_line(error)}") from None
+        told = f"{without_password(uri)}: cannot be read: {first_line(error)}"
+        raise UserError(told) from None
     return logged
 
 

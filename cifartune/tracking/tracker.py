@@ -17,6 +17,7 @@ from cifartune import __version__
 from cifartune.config import Recipe
 from cifartune.errors import UserError
 from cifartune.events import Observer
+from cifartune.passwords import without_password
 from cifartune.runs import RunFolder
 from cifartune.tracking.outbox import Outbox
 from cifartune.tracking.store import MlflowStore
@@ -48,7 +49,7 @@ def check_server(uri: str) -> None:
     Raises:
         UserError: Nothing answers, or the URI is of an unknown kind.
     """
-    kind = uri.partition(":")[0].partition("+")[0]
+    kind, named = uri.partition(":")[0].partition("+")[0], without_password(uri)
     if kind in ("http", "https"):
         try:
             urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=ANSWER_SECONDS).close()
@@ -56,13 +57,13 @@ def check_server(uri: str) -> None:
             return  # it answers; whether it lets us in is seen when the store is opened
         except (OSError, ValueError, http.client.HTTPException) as error:
             raise UserError(
-                f"--tracking-uri {uri}: the MLflow server does not answer "
+                f"--tracking-uri {named}: the MLflow server does not answer "
                 f"({getattr(error, 'reason', error)}); start it with `mlflow server`, or keep runs "
                 "in runs/mlflow.db: leave the option out, and MLFLOW_TRACKING_URI unset"
             ) from None
     elif kind not in ("sqlite", "postgresql", "mysql", "mssql", "databricks"):
         raise UserError(
-            f"--tracking-uri {uri}: neither a server (http://...) nor a database (sqlite:///...)"
+            f"--tracking-uri {named}: neither a server (http://...) nor a database (sqlite:///...)"
         )
 
 
@@ -108,7 +109,8 @@ class MlflowTracker(Observer):
         """
         self._tried.wait()
         if not self._store.has_opened:
-            raise UserError(f"--tracking-uri {self.uri}: cannot be opened: {self.trouble}")
+            told = f"--tracking-uri {without_password(self.uri)}: cannot be opened: {self.trouble}"
+            raise UserError(told)
 
     @property
     def run_id(self) -> str:

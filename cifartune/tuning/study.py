@@ -10,11 +10,11 @@ import optuna
 from optuna.storages import BaseStorage, InMemoryStorage, RDBStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy import make_url
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.exc import SQLAlchemyError
 
 from cifartune.config import Recipe, SearchSpace
 from cifartune.errors import UserError, first_line
+from cifartune.passwords import without_password
 from cifartune.seeds import derive_seed
 from cifartune.tuning.proposals import CONSTRAINT, Proposer, is_infeasible
 
@@ -355,12 +355,12 @@ def open_storage(url: str) -> BaseStorage:
         return RDBStorage(url, engine_kwargs=options)
     except ImportError as error:
         raise UserError(
-            f"--storage {_without_password(url)}: {first_line(error).rstrip('.')}; for PostgreSQL: "
+            f"--storage {without_password(url)}: {first_line(error).rstrip('.')}; for PostgreSQL: "
             "pip install 'cifartune[postgresql]'"
         ) from None
     except (SQLAlchemyError, ValueError) as error:
         raise UserError(
-            f"--storage {_without_password(url)}: cannot be opened: {first_line(error)}"
+            f"--storage {without_password(url)}: cannot be opened: {first_line(error)}"
         ) from None
 
 
@@ -369,13 +369,6 @@ def close_storage(storage: BaseStorage) -> None:
     if isinstance(storage, RDBStorage):
         storage.remove_session()
         storage.engine.dispose()
-
-
-def _without_password(url: str) -> str:
-    try:
-        return make_url(url).render_as_string()
-    except ArgumentError:
-        return url
 
 
 def check_storage(url: str) -> None:
