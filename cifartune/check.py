@@ -61,6 +61,8 @@ def check_run(run: RunFolder, data_root: Path) -> list[Finding]:
     if not trials:
         raise UserError(f"{run.path}: there is no trial to check")
     findings = [*_of_study(run, space, trials), *_of_files(run, trials)]
+    if run.space_was_edited:
+        findings.append(Finding(run.space_file.name, "was edited by hand since the search began"))
     candidates = []
     if run.result.exists():
         try:

@@ -13,9 +13,16 @@ def space_to_resume(run: RunFolder, overrides: Sequence[str]) -> SearchSpace:
     """The space to go on with: the run's, changed as `--set` changes a file, and kept so.
 
     Raises:
-        UserError: A change is not allowed, or the search has nothing left to do.
+        UserError: A change is not allowed, the space's file was edited, or the search has nothing
+            left to do.
     """
     with run.locked():
+        if run.space_was_edited:
+            raise UserError(
+                f"{run.space_file}: was edited by hand, and the trials of before may not fit what "
+                "it says now; put it back as it was (MLflow has it with the search's run), and "
+                "change a search by options: --num-trials, --time-budget or --set"
+            )
         before, after = load_space(run.space_file), load_space(run.space_file, overrides)
         changes = check_extension(before, after)
         if run.result.exists():

@@ -6,6 +6,7 @@ import sqlite3
 import uuid
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from hashlib import sha256
 from itertools import count, pairwise, takewhile
 from pathlib import Path
 from typing import Any
@@ -76,8 +77,9 @@ class RunFolder:
                 "--runs"
             ) from None
         identity = {"id": uuid.uuid4().hex, "tracking_uri": tracking_uri, "storage": storage}
-        write_atomically(folder.identity, json.dumps(identity), mode=PRIVATE)
-        write_atomically(folder.space_file, dump_space(space))
+        text = dump_space(space)
+        folder._identify({**identity, "spaces": [_digest(text.encode())]})
+        write_atomically(folder.space_file, text)
         return folder
 
     @staticmethod
@@ -191,8 +193,19 @@ class RunFolder:
         if self.result.exists():  # without it, the search is not finished
             self.result.rename(self.path / f"result-{earlier}.json")
         self.plan.unlink(missing_ok=True)
-        write_atomically(self.path / f"space-{earlier}.yaml", self.space_file.read_text())
-        write_atomically(self.space_file, dump_space(space))
+        before, after = self.space_file.read_bytes(), dump_space(space).encode()
+        identity = self._read_identity()
+        # Either of them, as long as this may be cut off.
+        self._identify({**identity, "spaces": [_digest(before), _digest(after)]})
+        write_atomically(self.path / f"space-{earlier}.yaml", before)
+        write_atomically(self.space_file, after)
+        self._identify({**identity, "spaces": [_digest(after)]})
+
+    @property
+    def space_was_edited(self) -> bool:
+        """Whether the space's file is not as `create` or `change` wrote it."""
+        known = self._read_identity().get("spaces", [])  # runs of earlier versions have none
+        return bool(known) and _digest(self.space_file.read_bytes()) not in known
 
     @property
     def changes(self) -> list[Changes]:
@@ -234,11 +247,22 @@ class RunFolder:
         return found
 
     def _identity(self, key: str) -> str:
+        return str(self._read_identity().get(key, ""))
+
+    def _read_identity(self) -> dict[str, Any]:
         try:
-            return str(json.loads(self.identity.read_text()).get(key, ""))
+            found: dict[str, Any] = json.loads(self.identity.read_text())
         except (OSError, ValueError) as error:
             raise UserError(f"{self.identity}: cannot be read: {first_line(error)}") from None
+        return found
+
+    def _identify(self, identity: dict[str, Any]) -> None:
+        write_atomically(self.identity, json.dumps(identity), mode=PRIVATE)
 
     def fold(self, trial: int, fold: int) -> Path:
         """Where the refit of a trial's recipe keeps the weights and logits of one fold."""
         return self.refit / f"trial-{trial}" / f"fold-{fold}"
+
+
+def _digest(content: bytes) -> str:
+    return sha256(content).hexdigest()

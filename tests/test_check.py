@@ -84,6 +84,10 @@ def lose_store(run: RunFolder) -> None:
     (run.runs / "mlflow.db").unlink()
 
 
+def edit_space(run: RunFolder) -> None:
+    run.space_file.write_text(run.space_file.read_text().replace("seed: 0", "seed: 1"))
+
+
 def put_checkpoint(run: RunFolder) -> None:
     Checkpoints(run.trials / "0").save(1, {})
 
@@ -107,6 +111,7 @@ CHANGES: list[tuple[Callable[[RunFolder], object], str]] = [
     (lambda run: run.result.write_text("{"), "result.json: cannot be read"),
     (lambda run: run.result.write_text("{}"), "result.json: cannot be read"),
     (lose_store, "mlflow.db: there is no such store"),
+    (edit_space, "space.yaml: was edited by hand since the search began"),
     (lambda run: (run.path / ("." + 32 * "a")).touch(), "was left half-written"),
     (
         lambda run: study_sql(run, "UPDATE trials SET state = 'RUNNING' WHERE number = 0"),
