@@ -1,6 +1,7 @@
 """A search that gets more to do: the checks before it, and what is kept of how it was."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from cifartune.clock import Clock
 from cifartune.config import SearchSpace, load_space
@@ -9,14 +10,23 @@ from cifartune.errors import UserError
 from cifartune.runs import RunFolder
 
 
-def space_to_resume(run: RunFolder, overrides: Sequence[str]) -> SearchSpace:
+def space_to_resume(
+    run: RunFolder,
+    overrides: Sequence[str],
+    tell: Callable[[str], Any] = lambda line: None,
+) -> SearchSpace:
     """The space to go on with: the run's, changed as `--set` changes a file, and kept so.
+
+    Args:
+        run: The search's folder.
+        overrides: The changes.
+        tell: Called with a line for the user where another process has to be waited for.
 
     Raises:
         UserError: A change is not allowed, the space's file was edited, or the search has nothing
             left to do.
     """
-    with run.locked():
+    with run.locked(tell):
         if run.space_was_edited:
             raise UserError(
                 f"{run.space_file}: was edited by hand, and the trials of before may not fit what "

@@ -4,7 +4,7 @@ import json
 import re
 import sqlite3
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from hashlib import sha256
 from itertools import count, pairwise, takewhile
@@ -20,6 +20,9 @@ from cifartune.config.load import dump_space, load_space
 from cifartune.errors import UserError, first_line
 from cifartune.files import PRIVATE, write_atomically
 from cifartune.programs import program
+
+TIDY_SECONDS = 120.0
+"""How long a search may be held for its MLflow runs alone: a server that hangs takes a minute."""
 
 
 class RunFolder:
@@ -41,6 +44,7 @@ class RunFolder:
         self.plan = self.path / "plan.json"
         self.result = self.path / "result.json"
         self.lock = self.path / ".lock"
+        self.tidying = self.path / ".tidying"
         self.clock = self.path / "clock.json"
         self.log = self.path / "ray.log"
         self.tracking = self.path / "tracking.jsonl"
@@ -169,23 +173,37 @@ class RunFolder:
             raise UserError(f"{self.study}: cannot be read: {first_line(error)}") from None
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self, tell: Callable[[str], Any] = lambda line: None) -> Iterator[None]:
         """Holds the search, so that no other process works on it; the end of the process lets go.
+
+        Waits for a process that has it `held_to_tidy`.
+
+        Args:
+            tell: Called with a line for the user before it waits.
 
         Raises:
             UserError: Another process holds it, or the folder is another user's.
         """
-        lock = FileLock(self.lock, timeout=0)
-        try:
-            lock.acquire()
-        except Timeout:
-            raise UserError(f"{self.path}: another process is running this search") from None
-        except OSError as error:
-            raise UserError(f"{self.lock}: cannot be locked: {error.strerror}") from None
-        try:
+        doing = "running this search"
+        with _file_lock(self.lock) as acquire:
+            if not acquire(0.0):
+                patience = 0.0
+                with _file_lock(self.tidying) as tidy:
+                    if not tidy(0.0):
+                        patience = TIDY_SECONDS
+                        doing = "sending what is left of this search to MLflow"
+                        tell(f"{self.name}: another process is {doing}; waiting for it")
+                if not acquire(patience):
+                    raise UserError(f"{self.path}: another process is {doing}")
             yield
-        finally:
-            lock.release()
+
+    @contextmanager
+    def held_to_tidy(self) -> Iterator[None]:
+        """`locked`, but others wait: it is held only to send what is left of it to MLflow."""
+        with _file_lock(self.lock) as acquire, _file_lock(self.tidying) as tidy:
+            if not (acquire(0.0) and tidy(0.0)):
+                raise UserError(f"{self.path}: another process is at it")
+            yield
 
     def change(self, space: SearchSpace) -> None:
         """Makes the search go on as `space`; as what it went on until now is kept."""
@@ -266,3 +284,23 @@ class RunFolder:
 
 def _digest(content: bytes) -> str:
     return sha256(content).hexdigest()
+
+
+@contextmanager
+def _file_lock(path: Path) -> Iterator[Callable[[float], bool]]:
+    """Yields what tries to lock a file for so many seconds; lets go at the end of the block."""
+    lock = FileLock(path)
+
+    def acquire(seconds: float) -> bool:
+        try:
+            lock.acquire(timeout=seconds)
+        except Timeout:
+            return False
+        except OSError as error:
+            raise UserError(f"{path}: cannot be locked: {error.strerror}") from None
+        return True
+
+    try:
+        yield acquire
+    finally:
+        lock.release()

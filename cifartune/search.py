@@ -89,7 +89,7 @@ class Search:
                 opened, no trial succeeded, or a fold failed.
         """
         run = self.run_folder
-        with run.locked():
+        with run.locked(self.console.print):
             for path in leftovers(run.path):
                 path.unlink(missing_ok=True)
             load_ray(self._address)

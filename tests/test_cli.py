@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pandas as pd
@@ -17,6 +18,11 @@ import pytest
 import yaml
 from searches import QUICK, cifartune, started
 
+from cifartune import cli
+from cifartune.config import SearchSpace
+from cifartune.errors import UserError
+from cifartune.report import download
+from cifartune.runs import RunFolder
 from cifartune.training.device import AUTOMATIC
 from cifartune.tuning.checkpoints import Checkpoints
 
@@ -143,6 +149,28 @@ def test_a_storage_that_cannot_be_used(url: str, tmp_path: Path) -> None:
     result = cifartune("search", QUICK, "--storage", url, cwd=tmp_path)
     refused(result, f"--storage {url}: cannot be opened")
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("is_taken", [True, False])
+def test_a_search_that_another_process_takes_up_stays(
+    is_taken: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that fails in its first moment leaves nothing; one that `resume` was faster at does."""
+    with ExitStack() as resume:
+
+        def fail(space: SearchSpace, run: RunFolder, root: Path, address: str) -> None:
+            if is_taken:
+                resume.enter_context(RunFolder(run.path).locked())
+            with run.locked():
+                raise UserError("it fails")
+
+        monkeypatch.setattr(cli, "_run", fail)
+        monkeypatch.setattr(download, "prepared", lambda folder: tmp_path)
+        said = "another process is running this search" if is_taken else "it fails"
+        with pytest.raises(UserError, match=said):
+            cli.search(QUICK, runs=tmp_path / "runs")
+    left = [path.name for path in (tmp_path / "runs").iterdir()]
+    assert left == (["quick"] if is_taken else [])
 
 
 @pytest.mark.slow

@@ -2,11 +2,14 @@ import signal
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cifartune import runs as runs_module
 from cifartune.config import SearchSpace, load_space, smoke_space
 from cifartune.errors import UserError
 from cifartune.runs import RunFolder
@@ -131,3 +134,42 @@ def test_a_search_has_one_process_and_a_dead_one_lets_go(
         process.kill()
     with run.locked():
         assert process.returncode == -signal.SIGKILL
+
+
+def test_a_search_that_is_held_to_tidy_is_waited_for(tmp_path: Path, space: SearchSpace) -> None:
+    run, told = RunFolder.create(tmp_path, space), list[str]()
+    with ThreadPoolExecutor() as others, ExitStack() as tidying:
+        tidying.enter_context(RunFolder(run.path).held_to_tidy())
+
+        def hold() -> str:
+            with run.locked(told.append):
+                return "held"
+
+        waiting = others.submit(hold)
+        while not told:
+            assert not waiting.done()
+        tidying.close()
+        assert waiting.result(timeout=10) == "held"
+    line = "another process is sending what is left of this search to MLflow"
+    assert told == [f"thing: {line}; waiting for it"]
+
+
+def test_what_is_waited_for_is_not_waited_for_long(
+    tmp_path: Path, space: SearchSpace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runs_module, "TIDY_SECONDS", 0.1)
+    run = RunFolder.create(tmp_path, space)
+    with (
+        RunFolder(run.path).held_to_tidy(),
+        pytest.raises(UserError, match="sending what is left of this search"),
+        run.locked(),
+    ):
+        pytest.fail("two processes hold it")
+    with (
+        RunFolder(run.path).locked(),
+        pytest.raises(UserError, match="another process is at it"),
+        run.held_to_tidy(),
+    ):
+        pytest.fail("two processes hold it")
+    with run.held_to_tidy():
+        pass

@@ -7,8 +7,10 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from sqlalchemy.exc import OperationalError
 from cifartune.config import Recipe, SearchSpace
 from cifartune.errors import UserError
 from cifartune.evaluate import export_ensemble, load_ensemble
+from cifartune.extend import space_to_resume
 from cifartune.runs import RunFolder
 from cifartune.tracking import (
     MlflowTracker,
@@ -445,6 +448,33 @@ def test_what_a_dead_driver_left_running_is_set_right(
     again._stop()
     mine = client.search_runs(["1"], f"tags.`cifartune.search` = '{runs[1].id}'")
     assert [one.info.status for one in mine] == ["RUNNING", "RUNNING"]
+
+
+def test_a_search_that_is_tidied_can_be_gone_on_with(
+    tmp_path: Path, impatient: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that hangs holds the search of a dead driver, and then lets go."""
+    uri, told = default_uri(tmp_path), list[str]()
+    run = RunFolder.create(tmp_path, SPACE, tracking_uri=uri)
+    MlflowTracker(uri, run, {})._stop()
+    os.utime(run.tracking, (1, 1))
+    hangs, goes_on = threading.Event(), threading.Event()
+
+    def hang(*_: Any) -> None:
+        hangs.set()
+        goes_on.wait(20)
+        raise ConnectionError("nobody is there")
+
+    with ThreadPoolExecutor() as others, monkeypatch.context() as patch:
+        patch.setattr(MlflowStore, "open", hang)
+        tidying = others.submit(end_abandoned, tmp_path, uri)
+        assert hangs.wait(20)
+        resuming = others.submit(space_to_resume, run, [], told.append)
+        while not told:
+            assert not resuming.done()
+        goes_on.set()
+        assert resuming.result(timeout=20) == SPACE
+        assert tidying.result(timeout=20) == []
 
 
 def test_a_store_that_cannot_be_opened(run: RunFolder) -> None:

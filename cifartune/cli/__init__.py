@@ -3,6 +3,7 @@
 import shutil
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -58,6 +59,7 @@ def search(
 ) -> None:
     """Search, refit the best by cross-validation, evaluate once, report."""
     from cifartune.config import load_space, smoke_space
+    from cifartune.errors import UserError
     from cifartune.report.download import prepared
     from cifartune.runs import RunFolder
 
@@ -77,8 +79,9 @@ def search(
     try:
         _run(space, run, root, address)
     except BaseException:
-        if not run.has_trials():  # leave nothing half-made behind
-            shutil.rmtree(run.path, ignore_errors=True)
+        with suppress(UserError), run.locked():  # unless another process has taken it up
+            if not run.has_trials():  # leave nothing half-made behind
+                shutil.rmtree(run.path, ignore_errors=True)
         raise
 
 
@@ -111,7 +114,7 @@ def resume(
         wanted.append(f"search.num_trials={num_trials}")
     if time_budget is not None:
         wanted.append(f"search.time_budget={'null' if time_budget == 'none' else time_budget}")
-    space = space_to_resume(run, wanted)
+    space = space_to_resume(run, wanted, _tell)
     _run(space, run, prepared(data_dir), address)
 
 
@@ -127,7 +130,7 @@ def sync(
 
     run = RunFolder.open(runs, name)
     _checked_uri(run.tracking_uri, runs)
-    with run.locked():
+    with run.locked(_tell):
         count = send_rest(run.tracking_uri, run)
     typer.echo(f"{count} events sent to {without_password(run.tracking_uri)}")
 
@@ -145,7 +148,7 @@ def check(
 
     run = RunFolder.open(runs, name)
     root = prepared(data_dir) if run.result.exists() else Path()
-    with run.locked():
+    with run.locked(_tell):
         findings = check_run(run, root)
     for finding in findings:
         typer.echo(finding)
@@ -314,6 +317,10 @@ def _run(space: "SearchSpace", run: "RunFolder", root: Path, address: str) -> No
         if not run.has_trials():
             raise
         raise Interrupted(f"cifartune: stopped; go on with: {run.resume_command}") from None
+
+
+def _tell(line: str) -> None:
+    typer.echo(line, err=True)
 
 
 def _check_ahead(space: "SearchSpace", space_file: Path, runs: Path, address: str) -> None:

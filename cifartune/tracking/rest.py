@@ -38,7 +38,7 @@ def end_abandoned(runs: Path, uri: str, own: str = "") -> list[str]:
         run = RunFolder(identity.parent)
         try:
             if run.name != own and _is_abandoned(run, uri):
-                with run.locked():
+                with run.held_to_tidy():
                     if send_rest(uri, run):
                         found.append(run.name)
         except Exception as error:  # it may be anybody's, and in any state
