@@ -12,3 +12,13 @@ def without_password(text: str) -> str:
     `postgresql://user:***@host/db?password=***`.
     """
     return _IN_URL.sub(r"\1\2***", text)
+
+
+def without_login(url: str) -> str:
+    """A server's URL without the user and the password, which urllib takes for a part of a name."""
+    return re.sub(r"//[^/]*@", "//", url, count=1)
+
+
+def hidden_in(text: str, url: str) -> str:
+    """A text that may quote `url`, as errors do, without the password in it."""
+    return text.replace(url.rstrip("/"), without_password(url.rstrip("/")))

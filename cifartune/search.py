@@ -114,13 +114,14 @@ class Search:
             self.space, url=run.study_url, name=run.study_name, warm_start=self._warm_start
         )
         facts = {"command": self._command, "space": self.space.name}
+        self._has_begun = run.tracking.exists()
         self._tracker = MlflowTracker(self._uri, run, facts)
-        self._train = load_train(self._data_root)
-        self._progress = Progress(self.space, self.console)
-        self._observers = [self._progress, self._tracker]
-        self._tracker.catch_up(self._study)
         status = "FAILED"
         try:
+            self._train = load_train(self._data_root)
+            self._progress = Progress(self.space, self.console)
+            self._observers = [self._progress, self._tracker]
+            self._tracker.catch_up(self._study)
             with ctrl_c(self.console.print) as self._stop:
                 with self._slots() as pool, self._progress.shown():
                     self._run_trials(pool)
@@ -169,12 +170,20 @@ class Search:
                 if not run.plan.exists():
                     self._look_ahead(pool, packing)
                 pool.patience = self._patience()
-                self._tracker.check()
+                self._check_tracking()
                 others = run.runs, self._uri, run.name
                 # Which may take a while, and nobody waits for it.
                 threading.Thread(target=end_abandoned, args=others, daemon=True).start()
                 starting.close()
                 yield pool
+
+    def _check_tracking(self) -> None:
+        """Makes sure that the store is open; what was begun goes on without, and says so."""
+        if not self._has_begun:
+            self._tracker.check()
+        elif reason := self._tracker.why_away():
+            told = f"{without_password(self._uri)} is away ({reason}): events are kept, to be sent"
+            self._point_out("MLflow", told)
 
     def _join(self) -> None:
         """Makes sure that every machine of a cluster that is not ours can take part."""

@@ -19,7 +19,7 @@ import yaml
 from searches import QUICK, cifartune, started
 
 from cifartune import cli
-from cifartune.config import SearchSpace
+from cifartune.config import SearchSpace, load_space
 from cifartune.errors import UserError
 from cifartune.report import download
 from cifartune.runs import RunFolder
@@ -142,6 +142,13 @@ def test_a_tracking_server_that_does_not_answer(uri: str, tmp_path: Path) -> Non
     result = cifartune("search", QUICK, "--tracking-uri", uri, cwd=tmp_path)
     refused(result, f"--tracking-uri {uri}")
     assert not (tmp_path / "runs").exists()
+
+
+def test_resume_does_not_ask_for_the_tracking_server(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path / "runs", load_space(QUICK), tracking_uri="http://127.0.0.1:9")
+    with run.locked():
+        refused(cifartune("resume", run.name, cwd=tmp_path), "another process is running")
+    refused(cifartune("sync", run.name, cwd=tmp_path), "the MLflow server does not answer")
 
 
 @pytest.mark.parametrize("url", ["postgresql://nobody@127.0.0.1:9/nothing", "nonsense"])

@@ -11,8 +11,13 @@ from rich.console import Console
 from searches import QUICK
 
 from cifartune.config import load_space
+from cifartune.errors import UserError
 from cifartune.runs import RunFolder
 from cifartune.search import Search
+from cifartune.tracking import MlflowTracker, default_uri, read_runs
+from cifartune.tuning.study import TrialStudy
+
+AWAY = "http://u:secret@127.0.0.1:9"
 
 
 @pytest.mark.parametrize(
@@ -30,5 +35,47 @@ def test_how_long_an_epoch_may_take(
     space = load_space(QUICK, [override])
     run = RunFolder.create(tmp_path, space)
     run.plan.write_text(json.dumps(plan))
-    search = Search(space, run, data_root=tmp_path, console=Console(file=io.StringIO()))
-    assert search._patience() == seconds
+    assert search_of(run)._patience() == seconds
+
+
+def search_of(run: RunFolder, output: io.StringIO | None = None) -> Search:
+    """A search of a folder without images."""
+    console = Console(file=output or io.StringIO())
+    return Search(load_space(run.space_file), run, data_root=run.runs, console=console)
+
+
+@pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")  # mlflow's tables
+@pytest.mark.parametrize("has_trials", [True, False])
+def test_what_fails_before_it_begins_leaves_no_run_open(tmp_path: Path, has_trials: bool) -> None:
+    run = RunFolder.create(tmp_path, load_space(QUICK), tracking_uri=default_uri(tmp_path))
+    study = TrialStudy(load_space(QUICK), url=run.study_url, name=run.study_name)
+    if has_trials:
+        study.propose()
+    with pytest.raises(UserError, match="not prepared"):
+        search_of(run)._run()
+    left = {found.key: found.status for found in read_runs(run.tracking_uri, run, "val_accuracy")}
+    assert left == ({"search": "FAILED"} if has_trials else {})
+
+
+def test_what_was_begun_goes_on_without_its_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    run, output = RunFolder.create(tmp_path, load_space(QUICK), tracking_uri=AWAY), io.StringIO()
+    search = search_of(run, output)
+    search._tracker = MlflowTracker(AWAY, run, {})
+    try:
+        search._has_begun = False
+        with pytest.raises(UserError, match="cannot be opened: MlflowException") as refused:
+            search._check_tracking()
+        assert "http://u:***@127.0.0.1:9" in str(refused.value)
+        assert "secret" not in str(refused.value)
+        search._has_begun = True
+        search._check_tracking()
+    finally:
+        search._tracker.close()
+    [line] = output.getvalue().splitlines()
+    assert line == (
+        "  MLflow         http://u:***@127.0.0.1:9 is away ([Errno 111] Connection refused): "
+        "events are kept, to be sent"
+    )

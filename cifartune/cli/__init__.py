@@ -108,7 +108,6 @@ def resume(
     from cifartune.runs import RunFolder
 
     run = RunFolder.open(runs, name)
-    _checked_uri(run.tracking_uri, runs)
     wanted = list(overrides or ())
     if num_trials is not None:
         wanted.append(f"search.num_trials={num_trials}")

@@ -10,7 +10,7 @@ from typing import Any
 from filelock import FileLock
 
 from cifartune.errors import UserError, first_line
-from cifartune.passwords import without_password
+from cifartune.passwords import hidden_in
 from cifartune.runs import RunFolder
 from cifartune.tracking.outbox import Event
 from cifartune.tuning.disk import no_room
@@ -89,7 +89,7 @@ def read_runs(uri: str, run: RunFolder, metric: str) -> list[LoggedRun]:
                 values = [(point.step, point.value) for point in history]
             logged.append(LoggedRun(key, entry.info.status, values))
     except Exception as error:
-        told = f"{without_password(uri)}: cannot be read: {first_line(error)}"
+        told = hidden_in(f"{uri}: cannot be read: {first_line(error)}", uri)
         raise UserError(told) from None
     return logged
 
@@ -155,7 +155,8 @@ class MlflowStore:
             self._client = None  # what came of it is not known: look again
             if no_room(error):
                 self.is_open = False  # as good as away, until there is room
-            trouble = Trouble(f"{type(error).__name__}: {first_line(error)}")
+            told = hidden_in(first_line(error), self.uri)
+            trouble = Trouble(f"{type(error).__name__}: {told}")
             trouble.is_final = self.is_open and not _may_pass(error)
             return trouble
         return None

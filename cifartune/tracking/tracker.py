@@ -3,6 +3,7 @@
 import http.client
 import logging
 import os
+import re
 import threading
 import time
 import urllib.error
@@ -17,7 +18,7 @@ from cifartune import __version__
 from cifartune.config import Recipe
 from cifartune.errors import UserError
 from cifartune.events import Observer
-from cifartune.passwords import without_password
+from cifartune.passwords import without_login, without_password
 from cifartune.runs import RunFolder
 from cifartune.tracking.outbox import Outbox
 from cifartune.tracking.store import MlflowStore
@@ -50,21 +51,31 @@ def check_server(uri: str) -> None:
         UserError: Nothing answers, or the URI is of an unknown kind.
     """
     kind, named = uri.partition(":")[0].partition("+")[0], without_password(uri)
-    if kind in ("http", "https"):
-        try:
-            urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=ANSWER_SECONDS).close()
-        except urllib.error.HTTPError:
-            return  # it answers; whether it lets us in is seen when the store is opened
-        except (OSError, ValueError, http.client.HTTPException) as error:
-            raise UserError(
-                f"--tracking-uri {named}: the MLflow server does not answer "
-                f"({getattr(error, 'reason', error)}); start it with `mlflow server`, or keep runs "
-                "in runs/mlflow.db: leave the option out, and MLFLOW_TRACKING_URI unset"
-            ) from None
-    elif kind not in ("sqlite", "postgresql", "mysql", "mssql", "databricks"):
+    if kind not in ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks"):
         raise UserError(
             f"--tracking-uri {named}: neither a server (http://...) nor a database (sqlite:///...)"
         )
+    if reason := _why_silent(uri):
+        raise UserError(
+            f"--tracking-uri {named}: the MLflow server does not answer ({reason}); start it with "
+            "`mlflow server`, or keep runs in runs/mlflow.db: leave the option out, and "
+            "MLFLOW_TRACKING_URI unset"
+        )
+
+
+def _why_silent(uri: str) -> str:
+    """Why a server does not answer; empty where it does, and where there is none to ask."""
+    if not re.match(r"https?\b", uri):
+        return ""
+    try:
+        urllib.request.urlopen(
+            f"{without_login(uri).rstrip('/')}/health", timeout=ANSWER_SECONDS
+        ).close()
+    except urllib.error.HTTPError:
+        return ""  # it answers; whether it lets us in is seen when the store is opened
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        return str(getattr(error, "reason", error))
+    return ""
 
 
 COUNTS = ("resolved_micro_batch", "threads")
@@ -111,6 +122,16 @@ class MlflowTracker(Observer):
         if not self._store.has_opened:
             told = f"--tracking-uri {without_password(self.uri)}: cannot be opened: {self.trouble}"
             raise UserError(told)
+
+    def why_away(self) -> str:
+        """Why the store cannot be opened at present; empty where it is open.
+
+        Waits for what is seen of it, but not for a server that does not even answer.
+        """
+        if reason := _why_silent(self.uri):
+            return reason
+        self._tried.wait()
+        return "" if self._store.has_opened else self.trouble
 
     @property
     def run_id(self) -> str:
