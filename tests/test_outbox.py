@@ -1,11 +1,12 @@
 """What waits for MLflow survives the process, whenever it ends."""
 
+import os
 import threading
 from pathlib import Path
 
 import pytest
 
-from cifartune.tracking.outbox import Event, Outbox
+from cifartune.tracking.outbox import Event, Outbox, is_sent
 
 
 def event(number: int) -> Event:
@@ -56,6 +57,44 @@ def test_a_lost_mark_only_means_to_send_again(path: Path) -> None:
     outbox.sent()
     path.with_suffix(".sent").write_text("")
     assert len(Outbox(path)) == 1
+
+
+def test_an_event_is_on_the_disk_before_it_is_sent(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or a power cut would leave MLflow with what we do not know of, and tell anew."""
+    synced = list[int]()
+    monkeypatch.setattr(os, "fsync", lambda file: synced.append(os.fstat(file).st_size))
+    outbox = Outbox(path)
+    for number in range(2):
+        outbox.put(event(number))
+    assert synced == []  # training does not wait for the disk
+    outbox.first()
+    assert synced == [path.stat().st_size]
+    outbox.put(event(2))
+    outbox.close()
+    assert synced[1:] == [path.stat().st_size]
+
+
+def test_a_disk_that_cannot_sync_ends_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(file: int) -> None:
+        raise OSError("no")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    outbox = Outbox(path)
+    outbox.put(event(0))
+    assert outbox.first() == event(0)
+
+
+def test_a_mark_behind_the_end_hides_nothing_that_is_new(path: Path) -> None:
+    outbox = Outbox(path)
+    for number in range(3):
+        outbox.put(event(number))
+        outbox.sent()
+    os.truncate(path, 50)  # in the middle of the second
+    Outbox(path).put(event(3))
+    assert not is_sent(path)
+    assert Outbox(path).first() == event(3)
 
 
 def test_whoever_sends_waits_for_events(path: Path) -> None:

@@ -36,7 +36,7 @@ from cifartune.tracking import (
     send_rest,
 )
 from cifartune.tracking import tracker as tracker_module
-from cifartune.tracking.outbox import Event
+from cifartune.tracking.outbox import Event, Outbox
 from cifartune.tracking.store import MlflowStore
 from cifartune.training import SplitImages, Trainer
 from cifartune.training.classifier import save_classifier
@@ -399,6 +399,63 @@ def test_what_a_dead_driver_could_not_tell_is_told(run: RunFolder, study: TrialS
         run_id = found[f"trial-{number}"].info.run_id
         history = client.get_metric_history(run_id, "val_accuracy")
         assert [point.value for point in history] == values
+
+
+def test_epochs_that_a_power_cut_took_from_the_file_are_told_again(
+    run: RunFolder, study: TrialStudy
+) -> None:
+    tracker = tracker_of(run)
+    proposal = study.propose()
+    tracker.trial_started(0, proposal.recipe)
+    tracker.epoch_ended(0, 1, METRICS)
+    values = {1: 0.5, 2: 0.25, 3: 0.5, 4: 0.75}
+    for epoch, value in values.items():
+        study.record(0, epoch, value, {"val_accuracy": value, "val_loss": 1.0, "seconds": 8.0})
+    tracker._stop()
+
+    again = tracker_of(run)
+    again.catch_up(study)
+    again.catch_up(study)  # nothing twice
+    again._stop()
+    client = mlflow.MlflowClient(default_uri(run.path.parent))
+    run_id = logged(run)["trial-0"].info.run_id
+    history = client.get_metric_history(run_id, "val_accuracy")
+    assert {point.step: point.value for point in history} == values and len(history) == 4
+    losses = client.get_metric_history(run_id, "val_loss")
+    assert [(point.step, point.value) for point in losses] == [(1, 1.5), (4, 1.0)]
+    assert "seconds" not in logged(run)["trial-0"].data.metrics
+
+
+def test_the_end_of_a_trial_is_on_the_disk(
+    run: RunFolder, study: TrialStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also while nothing can be sent."""
+    synced = list[int]()
+
+    def sync(outbox: Outbox) -> None:
+        if threading.current_thread() is threading.main_thread():  # not the one that sends
+            synced.append(run.tracking.stat().st_size)
+
+    monkeypatch.setattr(Outbox, "sync", sync)
+    tracker = tracker_of(run)
+    do_trial(tracker, study, "complete")
+    assert synced == [run.tracking.stat().st_size]
+    tracker._stop()
+
+
+def test_metrics_of_an_epoch_without_its_value_are_not_those_of_the_one_before(
+    run: RunFolder, study: TrialStudy
+) -> None:
+    """A process may die between the metrics of an epoch and its value."""
+    proposal = study.propose()
+    study.record(0, 1, 0.5, METRICS)
+    for storage, trial_id in study._ids(0):
+        storage.set_trial_user_attr(trial_id, "metrics", {"val_accuracy": 0.75, "val_loss": 0.1})
+    tracker = tracker_of(run)
+    tracker.trial_started(0, proposal.recipe)
+    tracker.catch_up(study)
+    tracker._stop()
+    assert logged(run)["trial-0"].data.metrics == {"val_accuracy": 0.5}
 
 
 def test_what_a_dead_driver_left_running_is_set_right(

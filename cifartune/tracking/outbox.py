@@ -28,8 +28,8 @@ class Outbox:
     """Events in the order in which they happened, kept in a file until they are sent.
 
     One process at a time writes it. An event that is put is in the file when `put` returns, so that
-    the end of the process does not lose it. What was being written when it died, or when the power
-    was cut, is cut off.
+    the end of the process does not lose it; before it is sent, and with `sync`, it is on the disk,
+    so that a power cut does not lose what MLflow has. What was being written then is cut off.
 
     Args:
         path: The file, a JSON object a line, which its owner alone may read. Beside it lies how
@@ -65,6 +65,8 @@ class Outbox:
             if whole > sent:
                 self._pending.append((event, whole))
         self._end = whole
+        if sent > whole:  # the disk has lost its end all the same
+            self._write_mark(whole)
 
     def history(self) -> Iterator[Event]:
         """All events of earlier processes, once."""
@@ -98,18 +100,31 @@ class Outbox:
         """The first event that was not sent; waits for one. None: closed, and all are sent."""
         with self._changed:
             self._changed.wait_for(lambda: self._pending or self._closed)
-            return self._pending[0][0] if self._pending else None
+            if not self._pending:
+                return None
+            event = self._pending[0][0]
+        self.sync()
+        return event
 
     def sent(self) -> None:
         """The first event has arrived."""
         with self._changed:
             _, end = self._pending.popleft()
             with suppress(OSError):  # then it will be sent again, which does no harm
-                os.pwrite(self._mark.fileno(), f"{end:020d}".encode(), 0)
+                self._write_mark(end)
             self._changed.notify_all()
+
+    def sync(self) -> None:
+        """What was put so far is on the disk, if that takes it, and outlives a power cut."""
+        with suppress(OSError):
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """No event will be put any more."""
+        self.sync()
         with self._changed:
             self._closed = True
             self._changed.notify_all()
+
+    def _write_mark(self, end: int) -> None:
+        os.pwrite(self._mark.fileno(), f"{end:020d}".encode(), 0)

@@ -145,17 +145,23 @@ class MlflowTracker(Observer):
         return len(self._outbox)
 
     def catch_up(self, study: TrialStudy) -> None:
-        """Tells what the study holds, and a driver that died could no more tell."""
+        """Tells what the study holds, and a driver that died could no more tell.
+
+        Of a trial's last epoch that is all its metrics, of those before the objective.
+        """
         for trial in study.trials:
             key, values = f"trial-{trial.number}", trial.intermediate_values
             if key not in self._told.steps:
                 if not values:
                     continue  # it never began
                 self.trial_started(trial.number, study.recipe(trial))
-            if values and max(values) > self._told.steps[key]:
-                metrics = last_metrics(trial)
-                metrics.pop("seconds", None)  # there, those of all its epochs
-                self.epoch_ended(trial.number, max(values), metrics)
+            for epoch in sorted(values):
+                if epoch > self._told.steps[key]:
+                    metrics: dict[str, float] = {study.space.target.metric: values[epoch]}
+                    if epoch == max(values) and metrics.items() <= last_metrics(trial).items():
+                        metrics = last_metrics(trial)
+                        metrics.pop("seconds", None)  # there, those of all its epochs
+                    self.epoch_ended(trial.number, epoch, metrics)
             if trial.state.is_finished() and key not in self._told.final:
                 self.trial_ended(trial)
 
@@ -239,6 +245,8 @@ class MlflowTracker(Observer):
         event = {"time": int(time.time() * 1000), "do": do, "key": key, **about}
         self._told.note(event)
         self._outbox.put(event)
+        if do == "end":  # what belongs to the run, and was not sent yet, too
+            self._outbox.sync()
 
     def _send(self) -> None:
         """The thread: sends event by event, for as long as it takes."""
