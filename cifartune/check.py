@@ -14,7 +14,7 @@ from cifartune.data.splits import Splits
 from cifartune.errors import UserError, first_line
 from cifartune.files import leftovers
 from cifartune.runs import RunFolder
-from cifartune.tracking import LoggedRun, final_status, is_sent, read_runs
+from cifartune.tracking import LoggedRun, count_refused, final_status, is_sent, read_runs
 from cifartune.tuning.checkpoints import Checkpoints
 from cifartune.tuning.disk import WEIGHTS
 from cifartune.tuning.recorded import recorded_trials
@@ -182,6 +182,9 @@ def _of_mlflow(
         told = f"has not got all events of this search; send them with: {run.sync_command}"
         yield Finding("MLflow", told)
         return
+    if count := count_refused(run):
+        told = f"refused {count} events of this search; try them again with: {run.sync_command}"
+        yield Finding("MLflow", told)
     try:
         runs = read_runs(run.tracking_uri, run, metric)
     except UserError as error:

@@ -48,6 +48,7 @@ class RunFolder:
         self.clock = self.path / "clock.json"
         self.log = self.path / "ray.log"
         self.tracking = self.path / "tracking.jsonl"
+        self.refused = self.path / "tracking.refused.jsonl"
         self.ray = self.path / "ray"
 
     @classmethod

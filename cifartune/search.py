@@ -335,7 +335,10 @@ class Search:
         print_summary(result, self._study, self.console)
         if self._tracker.failures:
             count, first = len(self._tracker.failures), self._tracker.failures[0]
-            self.console.print(f"\n[red]MLflow refused {count} writes[/]: {first}")
+            self.console.print(
+                f"\n[red]MLflow refused {count} writes[/] ({first}); they are kept, to be tried "
+                f"again with: {self.run_folder.sync_command}"
+            )
         if self._tracker.unsent:
             self.console.print(
                 f"\n[red]MLflow has not got {self._tracker.unsent} events[/] "

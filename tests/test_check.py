@@ -111,6 +111,10 @@ CHANGES: list[tuple[Callable[[RunFolder], object], str]] = [
     (lambda run: run.result.write_text("{"), "result.json: cannot be read"),
     (lambda run: run.result.write_text("{}"), "result.json: cannot be read"),
     (lose_store, "mlflow.db: there is no such store"),
+    (
+        lambda run: run.refused.write_text("{}\n{}\n"),
+        "MLflow: refused 2 events of this search; try them again with: ",
+    ),
     (edit_space, "space.yaml: was edited by hand since the search began"),
     (lambda run: (run.path / ("." + 32 * "a")).touch(), "was left half-written"),
     (

@@ -37,6 +37,7 @@ from cifartune.tracking import (
 )
 from cifartune.tracking import tracker as tracker_module
 from cifartune.tracking.outbox import Event, Outbox
+from cifartune.tracking.refused import Refused, count_refused
 from cifartune.tracking.store import MlflowStore
 from cifartune.training import SplitImages, Trainer
 from cifartune.training.classifier import save_classifier
@@ -262,6 +263,61 @@ def test_what_the_store_cannot_take_holds_up_nothing(
     assert tracker.unsent == 0 and len(tracker.failures) == 2
     assert tried == ["trial-0"] * tracker_module.TRIES
     assert logged(run)["trial-0"].info.status == "FINISHED"
+
+    assert count_refused(run) == 2
+    assert send_rest(tracker.uri, run) == 0  # it refuses them still
+    assert count_refused(run) == 2
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowStore, "_write", write)
+        assert send_rest(tracker.uri, run) == 2
+    assert logged(run)["trial-0"].data.tags["cifartune.state"] == "COMPLETE"
+    assert count_refused(run) == send_rest(tracker.uri, run) == 0
+
+
+def test_a_server_that_answers_with_errors_for_a_while_loses_no_event(
+    run: RunFolder, study: TrialStudy, impatient: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reading works, and writing does not."""
+
+    def broken(store: MlflowStore, event: Event) -> None:
+        raise MlflowException("the database is read-only")  # INTERNAL_ERROR
+
+    first = tracker_of(run)
+    first.check()
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowStore, "_write", broken)
+        for end in ("complete", "prune"):
+            do_trial(first, study, end)
+        first.close("KILLED")
+        assert first.unsent == 0 and len(first.failures) == count_refused(run) > 8
+    # Meanwhile it is gone on with, and ends.
+    again = tracker_of(run)
+    again.close()
+    assert send_rest(again.uri, run) == len(first.failures)
+    check_both_trials(run)  # FINISHED: what was refused is the past
+    assert count_refused(run) == send_rest(again.uri, run) == 0
+
+
+def test_what_cannot_be_set_aside_is_not_given_up(
+    run: RunFolder, study: TrialStudy, impatient: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(store: MlflowStore, event: Event) -> None:
+        raise MlflowException("a defect of the server")
+
+    def full(refused: Refused, event: Event) -> None:
+        raise OSError("there is no room")
+
+    tracker = tracker_of(run)
+    tracker.check()
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowStore, "_write", broken)
+        patch.setattr(Refused, "add", full)
+        for end in ("complete", "prune"):
+            do_trial(tracker, study, end)
+        tracker.close()
+    assert (tracker.failures, count_refused(run)) == ([], 0)
+    assert send_rest(tracker.uri, run) == tracker.unsent > 8
+    check_both_trials(run)
 
 
 def test_a_store_on_a_full_disk_loses_no_event(

@@ -125,13 +125,15 @@ def sync(
     """Send to MLflow what it could not be sent during a search."""
     from cifartune.passwords import without_password
     from cifartune.runs import RunFolder
-    from cifartune.tracking import send_rest
+    from cifartune.tracking import count_refused, send_rest
 
     run = RunFolder.open(runs, name)
     _checked_uri(run.tracking_uri, runs)
     with run.locked(_tell):
-        count = send_rest(run.tracking_uri, run)
+        count, left = send_rest(run.tracking_uri, run), count_refused(run)
     typer.echo(f"{count} events sent to {without_password(run.tracking_uri)}")
+    if left:
+        _tell(f"MLflow refuses {left} events of {name}, which are kept: {run.refused}")
 
 
 @app.command()

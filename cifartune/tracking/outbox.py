@@ -24,6 +24,17 @@ def is_sent(path: Path) -> bool:
         return not path.exists()
 
 
+def count_unsent(path: Path) -> int:
+    """How many events in the file of an `Outbox`, if there is one, have not arrived."""
+    if is_sent(path):
+        return 0
+    try:
+        sent = int(path.with_suffix(".sent").read_text())
+    except (FileNotFoundError, ValueError):
+        sent = 0
+    return path.read_bytes()[sent:].count(b"\n")
+
+
 class Outbox:
     """Events in the order in which they happened, kept in a file until they are sent.
 

@@ -10,7 +10,8 @@ from cifartune.clock import KEEP_SECONDS
 from cifartune.errors import UserError, first_line
 from cifartune.passwords import without_password
 from cifartune.runs import RunFolder
-from cifartune.tracking.outbox import Outbox, is_sent
+from cifartune.tracking.outbox import Event, Outbox, is_sent
+from cifartune.tracking.refused import Refused
 from cifartune.tracking.store import MlflowStore
 from cifartune.tracking.told import Told
 from cifartune.tracking.tracker import TRIES
@@ -65,28 +66,41 @@ def send_rest(uri: str, run: RunFolder) -> int:
     """Sends what is left of a search that nobody runs, and returns how many events that were.
 
     What a driver that died had not ended is ended as of its last sign of life: as FINISHED where it
-    has its outcome, else as KILLED.
+    has its outcome, else as KILLED. What the store refused is tried again; what it refuses now is
+    kept.
 
     Raises:
-        UserError: The store does not take them.
+        UserError: The store is away.
     """
-    outbox, store, count, tries = Outbox(run.tracking), MlflowStore(uri, run), 0, 0
+    outbox, store, refused = Outbox(run.tracking), MlflowStore(uri, run), Refused(run.refused)
     told = Told(outbox.history())
     for end in told.ends_of_open("FINISHED" if run.result.exists() else "KILLED"):
         outbox.put({"time": told.time, **end})
     outbox.close()
+
+    def deliver(event: Event) -> bool:
+        for _ in range(TRIES):
+            if not (trouble := store.try_to_send(event)):
+                return True
+            if not store.is_open:
+                left = f"{len(outbox) + len(refused)} events of {run.name} are left to send"
+                raise UserError(f"{without_password(uri)}: {left}: {trouble}")
+            if trouble.is_final:
+                break
+        logger.warning("MLflow refuses %s of %s: %s", event["do"], event["key"], trouble)
+        return False
+
+    def deliver_late(event: Event) -> bool:
+        if event["do"] not in ("start", "end") or told.states.get(event["key"]) == event:
+            return deliver(event)
+        # The run has begun or ended again since.
+        return event["do"] == "end" or deliver({**event, "is_past": True})
+
+    count = refused.retry(deliver_late)
     while (event := outbox.first()) is not None:
-        trouble = store.try_to_send(event)
-        tries = tries + 1 if trouble and store.is_open else 0
-        if trouble and not trouble.is_final and tries < TRIES:
-            if store.is_open:
-                continue
-            raise UserError(
-                f"{without_password(uri)}: {len(outbox)} events of {run.name} are left to send: "
-                f"{trouble}"
-            )
-        if trouble:
-            logger.warning("MLflow refuses %s of %s: %s", event["do"], event["key"], trouble)
+        if deliver(event):
+            count += 1
+        else:
+            refused.add(event)
         outbox.sent()
-        count, tries = count + 1, 0
     return count

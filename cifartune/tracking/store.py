@@ -166,14 +166,18 @@ class MlflowStore:
         getattr(self, f"_{arguments.pop('do')}")(**arguments)
 
     def _start(
-        self, time: int, key: str, parent: str | None, tags: dict[str, str], params: dict[str, str]
+        self,
+        time: int,
+        key: str,
+        parent: str | None,
+        tags: dict[str, str],
+        params: dict[str, str],
+        is_past: bool = False,
     ) -> None:
-        """A run begins, or goes on."""
+        """A run begins, or goes on; or it did so in the past, and its state is known better."""
         from mlflow.entities import Param
 
-        if key in self.ids:
-            self._client.update_run(self.ids[key], status="RUNNING")
-        else:
+        if key not in self.ids:
             name = self._run.name if parent is None else key
             all_tags = {f"cifartune.{tag}": value for tag, value in tags.items()}
             all_tags |= {"cifartune.search": self._run.id, KEY: key}
@@ -181,6 +185,8 @@ class MlflowStore:
                 all_tags["mlflow.parentRunId"] = self.ids[parent]
             run = self._client.create_run(self._experiment, time, all_tags, name)
             self.ids[key] = run.info.run_id
+        elif not is_past:
+            self._client.update_run(self.ids[key], status="RUNNING")
         if params:
             values = [Param(*pair) for pair in params.items()]
             self._client.log_batch(self.ids[key], params=values)

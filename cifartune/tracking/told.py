@@ -13,6 +13,7 @@ class Told:
         steps: The last epoch that was logged of each run; 0 before the first.
         ends: The metrics that were logged at a run's end.
         final: Trials that are over, and not only interrupted.
+        states: The last event of each run by which it began or ended.
         time: When the last event happened, in milliseconds since 1970.
     """
 
@@ -21,6 +22,7 @@ class Told:
         self.steps: dict[str, int] = {}
         self.ends: dict[str, dict[str, float]] = {}
         self.final: set[str] = set()
+        self.states: dict[str, Event] = {}
         self.time = 0
         for event in events:
             self.note(event)
@@ -29,6 +31,8 @@ class Told:
         """Takes in one more event."""
         do, key = event["do"], event["key"]
         self.time = event["time"]
+        if do in ("start", "end", "delete"):
+            self.states[key] = event
         if do == "start":
             self.open.add(key)
             self.steps.setdefault(key, 0)

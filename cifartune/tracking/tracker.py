@@ -20,8 +20,9 @@ from cifartune.errors import UserError
 from cifartune.events import Observer
 from cifartune.passwords import without_login, without_password
 from cifartune.runs import RunFolder
-from cifartune.tracking.outbox import Outbox
-from cifartune.tracking.store import MlflowStore
+from cifartune.tracking.outbox import Event, Outbox
+from cifartune.tracking.refused import Refused
+from cifartune.tracking.store import MlflowStore, Trouble
 from cifartune.tracking.told import Told
 from cifartune.tuning.study import TrialStudy, attributes, is_feasible, last_metrics
 
@@ -87,7 +88,8 @@ class MlflowTracker(Observer):
 
     What happens is first put into a file of the run. What cannot be sent stays there, and is sent
     later: when the store answers again, when the search is resumed, or by `send_rest`. What MLflow
-    refuses for good is kept in `failures` and skipped. The study holds everything all the same.
+    refuses holds up nothing: it is told in `failures`, and kept for `send_rest` to try again. The
+    study holds everything all the same.
 
     Args:
         uri: The tracking store. A SQLite file is made here, by one process at a time.
@@ -102,6 +104,7 @@ class MlflowTracker(Observer):
         self.trouble = ""
         """Why nothing can be sent at present; empty where it can."""
         self._outbox = Outbox(run.tracking)
+        self._refused = Refused(run.refused)
         self._told = Told(self._outbox.history())
         self._store = MlflowStore(uri, run)
         self._closing = threading.Event()
@@ -255,7 +258,8 @@ class MlflowTracker(Observer):
             trouble = self._store.try_to_send(event)
             # What the store answers with an error, time and again, holds up all that comes after.
             tries = tries + 1 if trouble and self._store.is_open else 0
-            if trouble and not trouble.is_final and tries < TRIES:
+            is_refused = trouble is not None and (trouble.is_final or tries >= TRIES)
+            if trouble and not (is_refused and self._set_aside(event, trouble)):
                 if not self.trouble:
                     logger.warning("MLflow: %s; it is tried again", trouble)
                 self.trouble = str(trouble)
@@ -271,12 +275,19 @@ class MlflowTracker(Observer):
                     return
                 pause = min(2 * pause, PAUSES[1])
                 continue
-            if trouble:
-                logger.warning("MLflow refuses %s of %s: %s", event["do"], event["key"], trouble)
-                self.failures.append(str(trouble))
             self.trouble, pause, tries, deadline = "", PAUSES[0], 0, float("inf")
             self._outbox.sent()
             self._tried.set()
+
+    def _set_aside(self, event: Event, trouble: Trouble) -> bool:
+        """Keeps what MLflow refuses for later; false where there is no room for it."""
+        logger.warning("MLflow refuses %s of %s: %s", event["do"], event["key"], trouble)
+        try:
+            self._refused.add(event)
+        except OSError:
+            return False
+        self.failures.append(str(trouble))
+        return True
 
 
 def final_status(trial: FrozenTrial) -> str:
