@@ -24,7 +24,7 @@ from cifartune.programs import program
 from cifartune.report.terminal import Progress
 from cifartune.runs import RunFolder
 from cifartune.statistics import Accuracy
-from cifartune.tracking import MlflowTracker, end_abandoned
+from cifartune.tracking import MlflowTracker, end_abandoned, outcome_of
 from cifartune.tuning.cluster import OWN, cluster, load_ray
 from cifartune.tuning.disk import no_room
 from cifartune.tuning.study import TrialStudy, attributes
@@ -293,14 +293,7 @@ class Search:
         )
         write_atomically(run.trials_csv, trials_frame(self._study).to_csv(index=False))
         write_atomically(run.result, to_json(result))
-        headline = {
-            "val_accuracy": result["validation_accuracy"],
-            "cv_accuracy": result["cv_accuracy"]["value"],
-            "test_accuracy": test.value,
-            "seconds": result["seconds"]["total"],
-        }
-        files = [run.trials_csv, run.result, run.plan]
-        self._tracker.search_ended(headline, [f for f in files if f.exists()], run.program)
+        self._tracker.search_ended(*outcome_of(run))
         return result
 
     def _evaluate_once(

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,6 +33,7 @@ from cifartune.tracking import (
     check_server,
     default_uri,
     end_abandoned,
+    outcome_of,
     send_rest,
 )
 from cifartune.tracking import tracker as tracker_module
@@ -561,6 +562,64 @@ def test_what_a_dead_driver_left_running_is_set_right(
     again._stop()
     mine = client.search_runs(["1"], f"tags.`cifartune.search` = '{runs[1].id}'")
     assert [one.info.status for one in mine] == ["RUNNING", "RUNNING"]
+
+
+@pytest.mark.parametrize(
+    ("events", "status"), [(0, None), (1, None), (3, None), (4, None), (0, "KILLED"), (4, "KILLED")]
+)
+def test_an_outcome_that_a_dead_driver_could_not_tell_is_told(
+    run: RunFolder,
+    study: TrialStudy,
+    monkeypatch: pytest.MonkeyPatch,
+    events: int,
+    status: str | None,
+) -> None:
+    """It died after so many events of the outcome, or was ended then, as by a Ctrl-C."""
+    models = list[str]()
+    monkeypatch.setattr(
+        MlflowStore, "_model", lambda store, time, key, program: models.append(program)
+    )
+    result = {
+        "validation_accuracy": 0.5,
+        "cv_accuracy": {"value": 0.25},
+        "test_accuracy": {"value": 0.125},
+        "seconds": {"total": 8.0},
+    }
+    run.result.write_text(json.dumps(result))
+    run.trials_csv.touch()
+    run.program.touch()
+    tracker = tracker_of(run)
+    tracker.trial_started(0, study.propose().recipe)
+    with monkeypatch.context() as patch:
+        patch.setattr(tracker, "_put", limited(tracker._put, events))
+        tracker.search_ended(*outcome_of(run))
+    if status:
+        tracker.close(status)
+    else:
+        tracker._stop()
+
+    assert send_rest(tracker.uri, run) > 0
+    assert models == [str(run.program)]
+    found = logged(run)
+    wanted = {"val_accuracy": 0.5, "cv_accuracy": 0.25, "test_accuracy": 0.125, "seconds": 8.0}
+    assert (found["toy"].data.metrics, found["toy"].info.status) == (wanted, "FINISHED")
+    client = mlflow.MlflowClient(tracker.uri)
+    files = {file.path for file in client.list_artifacts(found["toy"].info.run_id)}
+    assert files >= {"result.json", "trials.csv"}
+    assert send_rest(tracker.uri, run) == 0
+    os.utime(run.tracking, (1, 1))
+    assert end_abandoned(run.runs, tracker.uri) == []
+    for file in run.path.glob("tracking*"):
+        file.unlink()
+    assert send_rest(tracker.uri, run) == 0  # MLflow was never told of it
+
+
+def limited(function: Callable[..., None], count: int) -> Callable[..., None]:
+    """A function that does nothing any more after so many calls."""
+    left = iter(range(count))
+    return lambda *arguments, **options: (
+        None if next(left, None) is None else function(*arguments, **options)
+    )
 
 
 def test_a_search_that_is_tidied_can_be_gone_on_with(

@@ -1,6 +1,7 @@
 """MLflow, written by the driver alone."""
 
 from cifartune.tracking.outbox import is_sent
+from cifartune.tracking.outcome import outcome_of
 from cifartune.tracking.refused import count_refused
 from cifartune.tracking.rest import end_abandoned, send_rest
 from cifartune.tracking.store import LoggedRun, read_runs
@@ -15,6 +16,7 @@ __all__ = [
     "end_abandoned",
     "final_status",
     "is_sent",
+    "outcome_of",
     "read_runs",
     "send_rest",
 ]

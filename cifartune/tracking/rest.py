@@ -11,6 +11,7 @@ from cifartune.errors import UserError, first_line
 from cifartune.passwords import without_password
 from cifartune.runs import RunFolder
 from cifartune.tracking.outbox import Event, Outbox, is_sent
+from cifartune.tracking.outcome import untold_outcome
 from cifartune.tracking.refused import Refused
 from cifartune.tracking.store import MlflowStore
 from cifartune.tracking.told import Told
@@ -66,16 +67,20 @@ def send_rest(uri: str, run: RunFolder) -> int:
     """Sends what is left of a search that nobody runs, and returns how many events that were.
 
     What a driver that died had not ended is ended as of its last sign of life: as FINISHED where it
-    has its outcome, else as KILLED. What the store refused is tried again; what it refuses now is
-    kept.
+    has its outcome, which is told if it was not, else as KILLED. What the store refused is tried
+    again; what it refuses now is kept.
 
     Raises:
         UserError: The store is away.
     """
     outbox, store, refused = Outbox(run.tracking), MlflowStore(uri, run), Refused(run.refused)
     told = Told(outbox.history())
-    for end in told.ends_of_open("FINISHED" if run.result.exists() else "KILLED"):
-        outbox.put({"time": told.time, **end})
+    late, status = untold_outcome(run, told), "FINISHED" if run.result.exists() else "KILLED"
+    ended = told.states.get("search", {"status": status}).get("status")
+    if late or (status == "FINISHED" and ended != status):
+        told.open.add("search")  # which may have been ended without its outcome
+    for event in [*late, *told.ends_of_open(status)]:
+        outbox.put({"time": told.time, **event})
     outbox.close()
 
     def deliver(event: Event) -> bool:
@@ -97,10 +102,10 @@ def send_rest(uri: str, run: RunFolder) -> int:
         return event["do"] == "end" or deliver({**event, "is_past": True})
 
     count = refused.retry(deliver_late)
-    while (event := outbox.first()) is not None:
-        if deliver(event):
+    while (left := outbox.first()) is not None:
+        if deliver(left):
             count += 1
         else:
-            refused.add(event)
+            refused.add(left)
         outbox.sent()
     return count

@@ -12,6 +12,7 @@ class Told:
         open: Runs that have begun, and not ended.
         steps: The last epoch that was logged of each run; 0 before the first.
         ends: The metrics that were logged at a run's end.
+        outcome: The search's metrics, if its files and its model were told behind them.
         final: Trials that are over, and not only interrupted.
         states: The last event of each run by which it began or ended.
         time: When the last event happened, in milliseconds since 1970.
@@ -21,6 +22,7 @@ class Told:
         self.open: set[str] = set()
         self.steps: dict[str, int] = {}
         self.ends: dict[str, dict[str, float]] = {}
+        self.outcome: dict[str, float] | None = None
         self.final: set[str] = set()
         self.states: dict[str, Event] = {}
         self.time = 0
@@ -40,6 +42,8 @@ class Told:
             self.steps[key] = max(self.steps.get(key, 0), event["step"])
             if not event["step"]:
                 self.ends[key] = event["metrics"]
+        elif do == "model":
+            self.outcome = self.ends.get(key)
         elif do in ("end", "delete"):
             self.open.discard(key)
             if event.get("is_final"):
