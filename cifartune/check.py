@@ -71,7 +71,7 @@ def check_run(run: RunFolder, data_root: Path) -> list[Finding]:
             findings += _of_outcome(run, space.refit.folds, trials, result, data_root)
         except (ValueError, KeyError) as error:
             findings.append(Finding(run.result.name, f"cannot be read: {first_line(error)}"))
-    return [*findings, *_of_mlflow(run, space.target.metric, trials, candidates)]
+    return [*findings, *_of_mlflow(run, space, trials, candidates)]
 
 
 def _of_study(run: RunFolder, space: SearchSpace, trials: list[FrozenTrial]) -> Iterator[Finding]:
@@ -172,9 +172,11 @@ def _of_refit(
 
 
 def _of_mlflow(
-    run: RunFolder, metric: str, trials: list[FrozenTrial], candidates: list[int]
+    run: RunFolder, space: SearchSpace, trials: list[FrozenTrial], candidates: list[int]
 ) -> Iterator[Finding]:
     """Each trial that began has one run, with its state and its values, and nothing is RUNNING.
+
+    So has each candidate of the outcome, and each of its folds.
 
     A refit that was interrupted, and is none of the outcome's, stays so.
     """
@@ -186,7 +188,7 @@ def _of_mlflow(
         told = f"refused {count} events of this search; try them again with: {run.sync_command}"
         yield Finding("MLflow", told)
     try:
-        runs = read_runs(run.tracking_uri, run, metric)
+        runs = read_runs(run.tracking_uri, run, space.target.metric)
     except UserError as error:
         yield Finding("MLflow", str(error))
         return
@@ -205,8 +207,14 @@ def _of_mlflow(
             yield Finding(f"MLflow: {key}", told)
     if not run.result.exists():
         return
-    for key in ["search", *(f"refit-{number}" for number in candidates)]:
-        if key in by_key and by_key[key].status not in ("FINISHED", "RUNNING"):
+    refits = [f"refit-{number}" for number in candidates]
+    refits += [
+        f"refit-{number}-fold-{fold}" for number in candidates for fold in range(space.refit.folds)
+    ]
+    for key in ["search", *refits]:
+        if key not in by_key and key != "search":
+            yield Finding(f"MLflow: {key}", "is missing")
+        elif key in by_key and by_key[key].status not in ("FINISHED", "RUNNING"):
             yield Finding(f"MLflow: {key}", f"is {by_key[key].status}, and the search is finished")
     for trial in trials:
         key = f"trial-{trial.number}"

@@ -85,7 +85,12 @@ def lose_store(run: RunFolder) -> None:
 
 
 def edit_space(run: RunFolder) -> None:
-    run.space_file.write_text(run.space_file.read_text().replace("seed: 0", "seed: 1"))
+    run.space_file.write_text(run.space_file.read_text() + "# a note\n")
+
+
+def rename_refit(run: RunFolder, part: str) -> None:
+    key = f"refit-{winner(run)}{part}"
+    sql(run, f"UPDATE tags SET value = 'other' WHERE key = 'cifartune.key' AND value = '{key}'")
 
 
 def put_checkpoint(run: RunFolder) -> None:
@@ -111,6 +116,12 @@ CHANGES: list[tuple[Callable[[RunFolder], object], str]] = [
     (lambda run: run.result.write_text("{"), "result.json: cannot be read"),
     (lambda run: run.result.write_text("{}"), "result.json: cannot be read"),
     (lose_store, "mlflow.db: there is no such store"),
+    (lambda run: rename_refit(run, ""), "MLflow: refit-{winner}: is missing"),
+    (lambda run: rename_refit(run, "-fold-1"), "MLflow: refit-{winner}-fold-1: is missing"),
+    (
+        lambda run: sql(run, "UPDATE runs SET status = 'KILLED' WHERE name LIKE '%-fold-0'"),
+        "MLflow: refit-{winner}-fold-0: is KILLED, and the search is finished",
+    ),
     (
         lambda run: run.refused.write_text("{}\n{}\n"),
         "MLflow: refused 2 events of this search; try them again with: ",
@@ -185,6 +196,7 @@ def test_what_does_not_fit_is_found(
     run: RunFolder, data_root: Path, change: Callable[[RunFolder], object], told: str
 ) -> None:
     change(run)
+    told = told.format(winner=winner(run)) if "{winner}" in told else told
     assert told in "\n".join(map(str, check_run(run, data_root)))
 
 
