@@ -2,8 +2,11 @@
 
 import re
 import shutil
+import sqlite3
 import tempfile
+from contextlib import closing
 from pathlib import Path
+from urllib.parse import quote
 
 import optuna
 from optuna.exceptions import StorageInternalError
@@ -28,15 +31,14 @@ def recorded_trials(run: RunFolder) -> list[FrozenTrial]:
     with tempfile.TemporaryDirectory() as folder:
         url = run.study_url
         if run.has_own_study:
-            # A copy: the search may be running, or its folder be read-only.
-            for file in run.path.glob(f"{run.study.name}*"):
-                shutil.copy(file, folder)
             url = sqlite_url(Path(folder) / run.study.name)
         database: BaseStorage | None = None
         try:
+            if run.has_own_study:
+                _copy_database(run.study, Path(folder) / run.study.name)
             database = open_storage(url)
             return optuna.load_study(study_name=run.study_name, storage=database).get_trials()
-        except (UserError, SQLAlchemyError, StorageInternalError) as error:
+        except (UserError, SQLAlchemyError, StorageInternalError, sqlite3.Error) as error:
             if isinstance(error, UserError) and not run.has_own_study:
                 raise
             where = run.study if run.has_own_study else "--storage"
@@ -46,3 +48,18 @@ def recorded_trials(run: RunFolder) -> list[FrozenTrial]:
         finally:
             if database is not None:
                 close_storage(database)
+
+
+def _copy_database(path: Path, copy: Path) -> None:
+    """Copies a SQLite file as of one moment: the search may be running, or its folder read-only."""
+    # Without a log nobody is at it, and to ask for one would make one.
+    mode = "mode=ro" if Path(f"{path}-wal").exists() else "immutable=1"
+    try:
+        with (
+            closing(sqlite3.connect(f"file:{quote(str(path))}?{mode}", uri=True)) as source,
+            closing(sqlite3.connect(copy)) as target,
+        ):
+            source.backup(target)
+    except sqlite3.OperationalError:  # the log of a process that died, where none can be at it
+        for file in path.parent.glob(f"{path.name}*"):
+            shutil.copy(file, copy.parent)
