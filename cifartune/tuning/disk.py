@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 from bisect import insort
+from contextlib import suppress
 from pathlib import Path
 
 from optuna.trial import FrozenTrial, TrialState
@@ -40,7 +41,7 @@ class TrialFolders:
         self._spec = spec
         self._best: list[tuple[float, int, int]] = []  # rank, number, bytes; the best first
         self.freed = freed_bytes(folder)
-        """Bytes that were freed since the search began."""
+        """Bytes that were freed since the search began, which a file in the folder has, too."""
         trials = study.trials
         for path in folder.iterdir() if folder.is_dir() else ():
             number = int(path.name) if path.name.isdigit() else -1
@@ -54,6 +55,13 @@ class TrialFolders:
 
     def trial_ended(self, trial: FrozenTrial) -> None:
         """A trial is over, in the study too: its folder goes, or that of one that it beats."""
+        before = self.freed
+        self._make_room(trial)
+        if self.freed != before:
+            with suppress(OSError):  # a count is nothing to end for
+                write_atomically(self._folder / FREED, json.dumps(self.freed))
+
+    def _make_room(self, trial: FrozenTrial) -> None:
         path = self._folder / str(trial.number)
         weights = path / WEIGHTS
         if trial.state is not TrialState.COMPLETE or not weights.exists():
@@ -80,11 +88,6 @@ class TrialFolders:
             path.unlink()
         else:
             shutil.rmtree(path, ignore_errors=True)
-
-    def close(self) -> None:
-        """Keeps how much was freed."""
-        if self._folder.is_dir():
-            write_atomically(self._folder / FREED, json.dumps(self.freed))
 
 
 def freed_bytes(folder: Path) -> int:

@@ -96,10 +96,7 @@ def run_trials(
             verbose=0,
         ),
     )
-    try:
-        tuner.fit()
-    finally:
-        folders.close()
+    tuner.fit()
     # A trial that was just starting may have put its job there after all were stopped.
     with suppress(ray.exceptions.RayActorError):
         ray.get(pool.board.stop_all.remote())

@@ -63,8 +63,24 @@ def test_the_best_trials_are_kept(tmp_path: Path, spec: dict[str, object], kept:
     assert folders.freed == 4 * 20 + 100 * (4 - len(kept))
     files = [file.name for number in kept for file in (tmp_path / str(number)).iterdir()]
     assert files == ["weights.safetensors"] * len(kept)
-    folders.close()
+    # At any time: nothing has to be done at the end.
     assert freed_bytes(tmp_path) == folders.freed
+    again = TrialFolders(tmp_path, study, CheckpointSpec.model_validate(spec))
+    assert (left(tmp_path), again.freed) == (kept, folders.freed)
+
+
+def test_a_count_that_cannot_be_kept_ends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = TrialStudy(SPACE)
+    folders = TrialFolders(tmp_path, study, CheckpointSpec(keep=0))
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "replace", full)
+    end_trials(tmp_path, study, folders, 0.1)
+    assert left(tmp_path) == set()
 
 
 def test_what_was_stopped_or_failed_is_not_kept(tmp_path: Path) -> None:
