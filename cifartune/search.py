@@ -27,6 +27,7 @@ from cifartune.statistics import Accuracy
 from cifartune.tracking import MlflowTracker, end_abandoned, outcome_of
 from cifartune.tuning.cluster import OWN, cluster, load_ray
 from cifartune.tuning.disk import no_room
+from cifartune.tuning.gone import database_gone
 from cifartune.tuning.study import TrialStudy, attributes
 from cifartune.tuning.warm_start import load_warm_start
 
@@ -85,8 +86,8 @@ class Search:
 
         Raises:
             Interrupted: Ctrl-C; everything that is finished is kept.
-            UserError: Another process runs it, the disk is full, the tracking store cannot be
-                opened, no trial succeeded, or a fold failed.
+            UserError: Another process runs it, the disk is full, the study's database is gone, the
+                tracking store cannot be opened, no trial succeeded, or a fold failed.
         """
         run = self.run_folder
         with run.locked(self.console.print):
@@ -97,14 +98,21 @@ class Search:
                 try:
                     return self._run()
                 except Exception as error:
-                    if not (full := no_room(error)):
-                        raise
-                    told = f"the disk of {run.path} is full: {full}"
-                    if run.has_trials():
-                        told += (
-                            f". All is kept; when there is room, go on with: {run.resume_command}"
-                        )
-                    raise UserError(told) from None
+                    if told := self._what_can_be_mended(error):
+                        raise UserError(told) from None
+                    raise
+
+    def _what_can_be_mended(self, error: Exception) -> str:
+        """What ended the search, where that is a machine's affair, and how to go on; else empty."""
+        run = self.run_folder
+        go_on = f"go on with: {run.resume_command}"
+        if full := no_room(error):
+            told = f"the disk of {run.path} is full: {full}"
+            return f"{told}. All is kept; when there is room, {go_on}" if run.has_trials() else told
+        if not isinstance(error, UserError) and (lost := database_gone(error)):
+            told = f"the study's database is gone: {lost}. What was recorded is kept; when it is"
+            return f"{told} back, {go_on}"
+        return ""
 
     def _run(self) -> dict[str, Any]:
         run = self.run_folder

@@ -3,12 +3,15 @@
 import io
 import json
 import math
+import traceback
 from pathlib import Path
 from typing import Any
 
 import pytest
+from optuna.exceptions import StorageInternalError
 from rich.console import Console
 from searches import QUICK
+from sqlalchemy.exc import OperationalError
 
 from cifartune.config import load_space
 from cifartune.errors import UserError
@@ -79,3 +82,23 @@ def test_what_was_begun_goes_on_without_its_server(
         "  MLflow         http://u:***@127.0.0.1:9 is away ([Errno 111] Connection refused): "
         "events are kept, to be sent"
     )
+
+
+def test_a_database_that_is_gone_ends_a_search_with_one_line(tmp_path: Path) -> None:
+    """tests/tuning/test_twin.py has it for real."""
+    search = search_of(RunFolder.create(tmp_path, load_space(QUICK)))
+    cause = OperationalError("UPDATE trials", {}, Exception("the server closed it\n\tProbably so"))
+    wrapped = StorageInternalError("An exception is raised during the commit.")
+    wrapped.__cause__ = cause
+    for error in (cause, wrapped, RuntimeError(f"Traceback:\n{traceback_of(wrapped)}")):
+        told = search._what_can_be_mended(error)
+        assert told.startswith("the study's database is gone: the server closed it. What was")
+        assert told.endswith(f"go on with: {search.run_folder.resume_command}")
+    own = UserError("--storage: cannot be opened")
+    own.__context__ = cause
+    for other in (own, ValueError("a defect")):
+        assert search._what_can_be_mended(other) == ""
+
+
+def traceback_of(error: BaseException) -> str:
+    return "".join(traceback.format_exception(error))

@@ -377,15 +377,18 @@ def check_storage(url: str) -> None:
     Raises:
         UserError: It cannot.
     """
-    open_storage(url).remove_session()
+    close_storage(open_storage(url))
 
 
 def count_trials(url: str, name: str) -> int:
     """The trials of a study at an Optuna storage URL, finished or not; 0 if it is not there."""
+    database = open_storage(url)
     try:
-        return len(optuna.load_study(study_name=name, storage=open_storage(url)).get_trials())
+        return len(optuna.load_study(study_name=name, storage=database).get_trials())
     except KeyError:
         return 0
+    finally:
+        close_storage(database)
 
 
 def sqlite_url(path: Path) -> str:

@@ -14,6 +14,7 @@ import json
 import os
 import random
 import signal
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -204,6 +205,7 @@ def main(folder: Path, address: str, *, kill_at: int, trials: int, slots: int) -
     from cifartune.extend import space_to_resume
     from cifartune.tracking import MlflowTracker
     from cifartune.tuning.cluster import cluster
+    from cifartune.tuning.gone import database_gone
     from cifartune.tuning.search import run_trials
     from cifartune.tuning.study import TrialStudy
 
@@ -232,9 +234,15 @@ def main(folder: Path, address: str, *, kill_at: int, trials: int, slots: int) -
             storage=run.ray,
             lost="",
         )
-        run_trials(
-            study, pool, folder=run.trials, data_root=folder, splits=folder, observers=[tracker]
-        )
+        try:
+            run_trials(
+                study, pool, folder=run.trials, data_root=folder, splits=folder, observers=[tracker]
+            )
+        except Exception as error:
+            if lost := database_gone(error):
+                tracker.close("FAILED")
+                sys.exit(f"gone: {lost}")
+            raise
     tracker.close()
     assert not tracker.failures, tracker.failures
     assert all(trial.state in (TrialState.COMPLETE, TrialState.PRUNED) for trial in study.trials)

@@ -2,15 +2,14 @@
 
 import json
 import os
-import shutil
+import re
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
-import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import optuna
 import pytest
 import ray
 import simulated
+from postgres import Server, postgresql_server
 
 from cifartune.check import check_run
 from cifartune.runs import RunFolder
@@ -135,40 +135,41 @@ def test_a_search_extended_equals_one_that_was_longer_from_the_start(
 
 
 @pytest.fixture(scope="module")
-def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A private PostgreSQL server, and the storage URL of its database."""
-    found = [*Path("/usr/lib/postgresql").glob("*/bin/initdb"), shutil.which("initdb")]
-    if not found[0]:
-        pytest.skip("no PostgreSQL server is installed (Debian: apt install postgresql)")
-    binaries = Path(found[0]).parent
-    # The server does not run as root, nor in a folder that only root can enter.
-    user = "postgres" if os.geteuid() == 0 else None
-    with tempfile.TemporaryDirectory(prefix="pg", dir="/tmp") as folder, ExitStack() as stack:
-        if user:
-            shutil.chown(folder, user)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        options = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1 -c fsync=off"
-        control: list[str | Path] = [binaries / "pg_ctl", "-D", f"{folder}/data", "-w"]
-        make: list[str | Path] = [binaries / "initdb", "-D", f"{folder}/data", "-A", "trust"]
-        for command in (
-            [*make, "-U", "cifartune"],
-            [*control, "-l", f"{folder}/log", "-o", options, "start"],
-        ):
-            subprocess.run(command, check=True, user=user, cwd=folder, stdout=subprocess.DEVNULL)
-        stop = [*control, "-m", "immediate", "stop"]
-        stack.callback(subprocess.run, stop, user=user, cwd=folder, stdout=subprocess.DEVNULL)
-        yield f"postgresql://cifartune@127.0.0.1:{port}/postgres"
+def postgresql() -> Iterator[Server]:
+    """A private PostgreSQL server."""
+    with postgresql_server() as server:
+        yield server
 
 
 @pytest.mark.slow
 def test_a_killed_search_in_postgresql_ends_as_its_twin(
-    twin: tuple[Path, dict[str, Any]], address: str, postgresql: str, tmp_path: Path
+    twin: tuple[Path, dict[str, Any]], address: str, postgresql: Server, tmp_path: Path
 ) -> None:
     unbroken, told = twin
-    killed = search(tmp_path, address, kill_at=told["moments"] // 2, storage=postgresql)
+    killed = search(tmp_path, address, kill_at=told["moments"] // 2, storage=postgresql.url)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    result = search(tmp_path, address, storage=postgresql)
+    result = search(tmp_path, address, storage=postgresql.url)
+    assert result.returncode == 0, result.stderr
+    assert (ended(tmp_path), findings(tmp_path)) == (ended(unbroken), [])
+
+
+@pytest.mark.slow
+def test_a_search_ends_while_its_database_is_gone_and_then_goes_on(
+    twin: tuple[Path, dict[str, Any]], address: str, postgresql: Server, tmp_path: Path
+) -> None:
+    unbroken, _ = twin
+    with ThreadPoolExecutor() as others:
+        ended_early = others.submit(search, tmp_path, address, storage=postgresql.url)
+        while not (tmp_path / "world.json").exists() or trained(tmp_path) < 10:
+            assert not ended_early.done(), ended_early.result().stderr
+            time.sleep(0.05)
+        postgresql.stop()
+        try:
+            result = ended_early.result()
+        finally:
+            postgresql.start()
+    assert result.returncode == 1 and "Traceback" not in result.stderr
+    assert re.search("^gone: .*connection", result.stderr, re.MULTILINE), result.stderr
+    result = search(tmp_path, address, storage=postgresql.url)
     assert result.returncode == 0, result.stderr
     assert (ended(tmp_path), findings(tmp_path)) == (ended(unbroken), [])
