@@ -27,6 +27,10 @@ from cifartune.seeds import derive_seed
 ATTEMPTS = 10
 """How often a sampler is asked for a point that was not tried before, in a discrete space."""
 
+STARTUP = 5
+"""Trials that have ended before a sampler that learns has something to learn from; the proposals
+until then are random. How long the search is to be has no part in it: it may be extended."""
+
 CONSTRAINT = "constraints:"
 """The prefix of Optuna's system attributes for constraints."""
 
@@ -152,21 +156,19 @@ class Proposer:
         search = self.space.search
         path = ("proposal", number, attempt) if attempt else ("proposal", number)
         seed = derive_seed(search.seed, *path)
-        # Random trials before the model: as many as a third of the search, ten at the most.
-        startup = max(4, min(10, search.num_trials // 3))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             if search.sampler == "random":
                 return RandomSampler(seed=seed)
             if search.sampler == "gp":
                 return GPSampler(
-                    seed=seed, n_startup_trials=startup, warn_independent_sampling=False
+                    seed=seed, n_startup_trials=STARTUP, warn_independent_sampling=False
                 )
             if search.sampler == "cmaes":
                 return CmaEsSampler(seed=seed, warn_independent_sampling=False)
             return TPESampler(
                 seed=seed,
-                n_startup_trials=startup,
+                n_startup_trials=STARTUP,
                 multivariate=True,
                 group=True,
                 constant_liar=True,

@@ -134,6 +134,19 @@ def test_a_proposal_depends_on_the_trials_alone(sampler: str) -> None:
         assert proposed(used, trials) == proposed(Proposer(space), trials)
 
 
+@pytest.mark.parametrize("sampler", [*SAMPLERS, "grid"])
+def test_a_proposal_does_not_depend_on_how_long_the_search_is_to_be(sampler: str) -> None:
+    """A search of 20 trials that is extended by 20 is one of 40."""
+    crops = {"augment.crop": {"min": 0, "max": 8}, "tta": {"values": ["none", "flip", "six_views"]}}
+    parameters = crops if sampler == "grid" else CONDITIONAL
+    count = 12 if sampler == "gp" else 20  # a Gaussian process takes its time
+    short, long = (
+        make_space(parameters, search={"sampler": sampler, "num_trials": trials})
+        for trials in (20, 40)
+    )
+    assert params(run(TrialStudy(short), count)) == params(run(TrialStudy(long), count))
+
+
 @pytest.mark.parametrize("sampler", ["tpe", "gp", "cmaes"])
 def test_a_sampler_learns_also_from_trials_that_were_stopped(sampler: str) -> None:
     """All but the baseline are stopped: what a sampler learns, it learns from these."""
