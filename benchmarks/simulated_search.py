@@ -4,8 +4,9 @@
 
 The study, the sampler and the scheduler are those of a real search, and the study is a file. The
 trainer is a table of made-up learning curves (those of a plan's rehearsal), the clock a queue of
-ends of epochs. What is timed: each proposal, and for each epoch its record and the scheduler's
-decision. --length short has a tenth of the slots and trials.
+ends of epochs. What is timed: each proposal, with the question whether there is to be one; and each
+result, that is the record of an epoch, the scheduler's decision, and where it ends the trial, its
+end in the study, which is also given by itself. --length short has a tenth of the slots and trials.
 """
 
 import argparse
@@ -62,12 +63,12 @@ def main(options: argparse.Namespace) -> None:
     space = load_space(options.file)
     search = space.search.model_copy(update={"num_trials": trials})
     space = space.model_copy(update={"search": search})
-    proposals, results = Timer(), Timer()
+    proposals, results, trial_ends = Timer(), Timer(), Timer()
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "study.db"
         study = TrialStudy(space, url=sqlite_url(path), name="simulated")
-        run(space, study, slots, proposals, results)
+        run(space, study, slots, proposals, results, trial_ends)
         size = path.stat().st_size
     states = [trial.state.name for trial in study.trials]
     keep(
@@ -82,13 +83,19 @@ def main(options: argparse.Namespace) -> None:
         study_bytes=size,
         proposal=proposals.parts(),
         result=results.parts(),
+        trial_end=trial_ends.parts(),
     )
 
 
 def run(
-    space: SearchSpace, study: TrialStudy, slots: int, proposals: Timer, results: Timer
+    space: SearchSpace,
+    study: TrialStudy,
+    slots: int,
+    proposals: Timer,
+    results: Timer,
+    trial_ends: Timer,
 ) -> None:
-    """The search, an epoch after the other in the order of their ends."""
+    """The search, an epoch after the other in the order of their ends; the timers are filled."""
     load_ray()  # the schedulers are Tune's
     from ray.tune.schedulers import TrialScheduler
 
@@ -101,12 +108,10 @@ def run(
     handles: dict[int, Handle] = {}
 
     def begin(now: float) -> None:
-        if study.trials_left <= 0:
-            return
-        try:
-            with proposals.time():
-                number = study.propose().number
-        except SpaceExhausted:
+        with proposals.time():
+            number = proposed(study)
+        if number is None:  # the search has them all, which takes no time
+            proposals.seconds.pop()
             return
         handles[number] = Handle(number)
         scheduler.on_trial_add(None, handles[number])
@@ -128,14 +133,27 @@ def run(
             if is_last:
                 scheduler.on_trial_complete(None, handles[number], result | {"facts": {"kept": 1}})
             else:
-                goes_on = scheduler.on_trial_result(None, handles[number], result)
-        if not is_last and goes_on == TrialScheduler.CONTINUE:
+                decision = scheduler.on_trial_result(None, handles[number], result)
+            goes_on = not is_last and decision == TrialScheduler.CONTINUE
+            if not goes_on:
+                with trial_ends.time():
+                    (study.complete if is_last else study.prune)(number)
+        if goes_on:
             heapq.heappush(ends, (now + random.lognormal(), number))
             continue
-        (study.complete if is_last else study.prune)(number)
         begin(now)
         if number % 100 == 0:
             print(json.dumps({"trial": number, "now": round(now), "running": len(ends)}))
+
+
+def proposed(study: TrialStudy) -> int | None:
+    """The number of the next trial; None if there is to be none."""
+    if study.trials_left <= 0:
+        return None
+    try:
+        return study.propose().number
+    except SpaceExhausted:
+        return None
 
 
 def arguments() -> argparse.Namespace:

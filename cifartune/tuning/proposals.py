@@ -1,6 +1,7 @@
 """What to try next: a pure function of the space, its seed, and the trials so far."""
 
 import copy
+import heapq
 import warnings
 from collections.abc import Mapping, Sequence
 from itertools import islice
@@ -30,6 +31,12 @@ ATTEMPTS = 10
 STARTUP = 5
 """Trials that have ended before a sampler that learns has something to learn from; the proposals
 until then are random. How long the search is to be has no part in it: it may be extended."""
+
+SHOWN = 2000
+"""Finished trials that TPE is shown, about, of more: of ten thousand, it would take its time."""
+
+BEST = 25
+"""Of these, the best: TPE asks for what they have, and the others have not."""
 
 CONSTRAINT = "constraints:"
 """The prefix of Optuna's system attributes for constraints."""
@@ -192,11 +199,22 @@ class Proposer:
                 return point
 
 
+class _Shown(InMemoryStorage):
+    """Trials in memory, of which some are hidden from whoever asks for all of them."""
+
+    hidden: frozenset[int] = frozenset()
+    """Their ids."""
+
+    def get_all_trials(self, *args: Any, **options: Any) -> list[FrozenTrial]:
+        trials = super().get_all_trials(*args, **options)
+        return [t for t in trials if t._trial_id not in self.hidden] if self.hidden else trials
+
+
 class _Record:
     """A study for samplers to read, which is brought up to date and not made anew.
 
     To copy ten thousand trials takes a second, and a proposal a tenth. What samplers do not look at
-    is left out.
+    is left out, and of thousands of finished trials all but the best and each second, third, ...
 
     Args:
         directions: Of the objectives.
@@ -221,6 +239,7 @@ class _Record:
         """The study of `trials`, in which one trial may be asked for until the next call."""
         if self._is_another(trials):
             self._forget()
+        self._storage.hidden = frozenset()
         # What was asked for is not a trial yet: samplers do not look at those that failed.
         recorded = set(self._ids)
         for asked in self._study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
@@ -233,7 +252,26 @@ class _Record:
             told = _as_sampled_from(self._distributions, trial)
             self._ids.append(self._storage.create_new_trial(self._study._study_id, told))
         self._known = list(trials)
+        self._storage.hidden = frozenset(self._ids[number] for number in self._dispensable())
         return self._study
+
+    def _dispensable(self) -> list[int]:
+        """The numbers of ended trials that a sampler does without: a function of the trials."""
+        ended = (TrialState.COMPLETE, TrialState.PRUNED)
+        finished = [n for n, trial in enumerate(self._known) if trial.state in ended]
+        step = -(-len(finished) // SHOWN)
+        if step < 2:
+            return []
+        best = set(heapq.nlargest(BEST, finished, key=lambda n: self._rank(self._known[n])))
+        return [n for n in finished if n % step and n not in best]
+
+    def _rank(self, trial: FrozenTrial) -> tuple[bool, bool, int, float]:
+        """Higher for what TPE holds to be better."""
+        is_complete, steps = trial.state is TrialState.COMPLETE, trial.intermediate_values
+        sign = 1 if self._directions[0] == StudyDirection.MAXIMIZE else -1
+        last = max(steps, default=0)
+        value = trial.values[0] if is_complete else steps.get(last, 0.0)
+        return not is_infeasible(trial), is_complete, 0 if is_complete else last, sign * value
 
     def _is_another(self, trials: Sequence[FrozenTrial]) -> bool:
         """Whether these are not the trials of before, later."""
@@ -243,7 +281,7 @@ class _Record:
         )
 
     def _forget(self) -> None:
-        self._storage = InMemoryStorage()
+        self._storage = _Shown()
         self._study = optuna.create_study(storage=self._storage, directions=self._directions)
         self._study.add_trials(self._before)
         self._known, self._ids = [], []

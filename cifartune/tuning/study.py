@@ -95,7 +95,7 @@ class TrialStudy:
             self._database: self._database.get_study_id_from_name(study.study_name),
             self._memory: self._memory.get_study_id_from_name(self._mirror.study_name),
         }
-
+        self._refused = sum(attributes(t).get("failure") == REFUSED for t in self.trials)
         self._end_what_failed()
 
     def _end_what_failed(self) -> None:
@@ -114,8 +114,7 @@ class TrialStudy:
     @property
     def trials_left(self) -> int:
         """Trials that the search may still begin; what was refused does not count."""
-        begun = sum(attributes(trial).get("failure") != REFUSED for trial in self.trials)
-        return int(self.space.search.num_trials - begun)
+        return int(self.space.search.num_trials) - (len(self.trials) - self._refused)
 
     @property
     def front(self) -> list[FrozenTrial]:
@@ -179,6 +178,7 @@ class TrialStudy:
                 storage.create_new_trial(study_id, sampled)
             if not broken:
                 return Proposal(number, recipe)
+            self._refused += 1
             self._end(number, TrialState.PRUNED)
         raise UserError(
             f"constraints: {PATIENCE} recipes in a row were refused, the last because "

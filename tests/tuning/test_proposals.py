@@ -7,11 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from optuna.samplers._tpe.sampler import _split_trials
 from optuna.trial import FrozenTrial, TrialState
 
 from cifartune.config import SearchSpace
 from cifartune.errors import UserError
 from cifartune.runs import RunFolder
+from cifartune.tuning import proposals
 from cifartune.tuning.proposals import Proposer
 from cifartune.tuning.study import (
     REFUSED,
@@ -104,9 +106,13 @@ def test_the_proposal_is_the_same_after_a_restart(sampler: str, tmp_path: Path) 
     assert params(run(TrialStudy(space, url=url), 3)) == unbroken
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "random"])
-def test_a_proposal_depends_on_the_trials_alone(sampler: str) -> None:
+@pytest.mark.parametrize(("sampler", "shown"), [("tpe", 2000), ("tpe", 6), ("random", 2000)])
+def test_a_proposal_depends_on_the_trials_alone(
+    sampler: str, shown: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Whatever the proposer saw before: what it keeps is only to be faster."""
+    monkeypatch.setattr(proposals, "SHOWN", shown)
+    monkeypatch.setattr(proposals, "BEST", 3)
     space = make_space(search={"sampler": sampler, "num_trials": 40})
     used, study = Proposer(space), TrialStudy(space)
     histories: list[list[FrozenTrial]] = []
@@ -132,6 +138,37 @@ def test_a_proposal_depends_on_the_trials_alone(sampler: str) -> None:
                 [study.complete, study.prune, study.prune][number % 3](number)
     for trials in (histories[20], histories[7], histories[25]):
         assert proposed(used, trials) == proposed(Proposer(space), trials)
+
+
+def test_of_many_trials_the_sampler_sees_the_best_and_an_even_sample(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(proposals, "SHOWN", 40)
+    study = TrialStudy(make_space(search={"sampler": "random", "num_trials": 300}))
+    running = [study.propose().number for _ in range(3)]
+    random = np.random.default_rng(1)
+    for _ in range(200):
+        number = study.propose().number
+        for epoch in range(1, random.integers(1, 4) + 1):
+            study.record(number, epoch, random.random())
+        ends = [study.prune] * 12 + [study.complete]
+        if number % 9 == 8:
+            study.reject(number, "non_finite_loss", "it broke")
+        else:
+            ends[random.integers(len(ends))](number)
+    learns = Proposer(make_space(search={"sampler": "tpe", "num_trials": 300}))
+    proposed = learns.propose(study.trials)
+    shown = learns._record.of(study.trials)
+    seen = [t for t in shown.get_trials(deepcopy=False) if t.state is not TrialState.FAIL]
+    numbers = {trial.number for trial in seen}
+    assert numbers >= {*running, *range(0, 203, 5)} and len(numbers) < 80
+    # What TPE takes for the best of those it sees are the best of all.
+    best, others = _split_trials(shown, seen, proposals.BEST)
+    of_all, _ = _split_trials(study._mirror, study.trials, proposals.BEST)
+    assert [t.number for t in best] == [t.number for t in of_all] and len(others) > 30
+    # And it is so after a restart, too.
+    again = Proposer(learns.space).propose(study.trials)
+    assert proposed and again and proposed.params == again.params
 
 
 @pytest.mark.parametrize("sampler", [*SAMPLERS, "grid"])
@@ -215,12 +252,15 @@ def test_the_points_of_the_file_come_after_the_baseline() -> None:
     assert third not in (baseline, first, second)
 
 
-def test_a_recipe_that_breaks_a_constraint_is_refused_untrained() -> None:
-    space = make_space(
-        {"model.name": {"values": ["speednet_small", "speednet", "resnet18"]}, **CONDITIONAL},
-        constraints={"params": {"max": 5_000_000}},
+def test_a_recipe_that_breaks_a_constraint_is_refused_untrained(tmp_path: Path) -> None:
+    networks = {"model.name": {"values": ["speednet_small", "speednet", "resnet18"]}}
+    bound = {"params": {"max": 5_000_000}}
+    space, longer = (
+        make_space({**networks, **CONDITIONAL}, constraints=bound, search={"num_trials": trials})
+        for trials in (20, 50)
     )
-    study = TrialStudy(space)
+    url = sqlite_url(tmp_path / "study.db")
+    study = TrialStudy(space, url=url)
     run(study, 1)
     while study.trials_left > 0:
         number = study.propose().number
@@ -239,6 +279,8 @@ def test_a_recipe_that_breaks_a_constraint_is_refused_untrained() -> None:
     assert all(is_feasible(t) for t in study.trials if t not in refused)
     # A third of the space breaks it: the sampler has learnt to keep away.
     assert len(refused) < 8
+    # What was refused is known to be when the search is opened again, and extended.
+    assert [TrialStudy(s, url=url).trials_left for s in (space, longer)] == [0, 30]
 
 
 @pytest.mark.parametrize("sampler", ["gp", "cmaes", "qmc", "random"])
