@@ -95,7 +95,7 @@ class TrialStudy:
             self._database: self._database.get_study_id_from_name(study.study_name),
             self._memory: self._memory.get_study_id_from_name(self._mirror.study_name),
         }
-        self._refused = sum(attributes(t).get("failure") == REFUSED for t in self.trials)
+        self._refused: int = sum(attributes(t).get("failure") == REFUSED for t in self.trials)
         self._end_what_failed()
 
     def _end_what_failed(self) -> None:
@@ -114,7 +114,7 @@ class TrialStudy:
     @property
     def trials_left(self) -> int:
         """Trials that the search may still begin; what was refused does not count."""
-        return int(self.space.search.num_trials) - (len(self.trials) - self._refused)
+        return self.space.search.num_trials - (len(self.trials) - self._refused)
 
     @property
     def front(self) -> list[FrozenTrial]:
