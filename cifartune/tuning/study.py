@@ -2,7 +2,7 @@
 
 import sqlite3
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from cifartune.config import Recipe, SearchSpace
 from cifartune.errors import UserError, first_line
 from cifartune.passwords import without_password
 from cifartune.seeds import derive_seed
+from cifartune.tuning.constraints import check_given, facts_of, refusal
 from cifartune.tuning.proposals import CONSTRAINT, Proposer, is_infeasible
 
 # The study's own methods draw parameters one transaction at a time; the storage's do it in one.
@@ -163,7 +164,7 @@ class TrialStudy:
                 raise SpaceExhausted
             sampled.number = number
             recipe = self.recipe(sampled)
-            facts = self._facts(recipe)
+            facts = facts_of(self.space, recipe)
             excess = {
                 metric: bound.excess(facts[metric])
                 for metric, bound in self.space.constraints.items()
@@ -171,7 +172,7 @@ class TrialStudy:
             sampled.system_attrs |= {CONSTRAINT + metric: value for metric, value in excess.items()}
             broken = [metric for metric, value in excess.items() if value > 0]
             if broken:  # said in the same transaction, or a killed search would count it as trained
-                told = self._told(broken[0], facts)
+                told = refusal(self.space, broken[0], facts)
                 facts |= {"failure": REFUSED, "message": told}
             sampled.user_attrs = {FACTS: facts} if facts else {}
             for storage, study_id in self._study_ids.items():
@@ -191,20 +192,7 @@ class TrialStudy:
         Raises:
             UserError: One of them breaks a constraint, or its network cannot be built.
         """
-        base = self.space.base
-        for index, point in enumerate([{}, *self.space.points]):
-            facts = self._facts(base.with_values(point))
-            for metric, bound in self.space.constraints.items():
-                if bound.excess(facts[metric]) > 0:
-                    where = f"points.{index - 1}" if index else "base"
-                    raise UserError(f"{where}: {self._told(metric, facts)}")
-
-    def _told(self, metric: str, facts: Mapping[str, Any]) -> str:
-        bound = self.space.constraints[metric]  # type: ignore[index]
-        limit = f"at most {bound.max:,.0f}" if bound.max is not None else ""
-        if bound.min is not None and facts[metric] < bound.min:
-            limit = f"at least {bound.min:,.0f}"
-        return f"constraints.{metric} allows {limit}, and the network has {facts[metric]:,}"
+        check_given(self.space)
 
     def _kept_warm_start(self) -> list[FrozenTrial]:
         try:
@@ -284,18 +272,6 @@ class TrialStudy:
             (storage, storage.get_trial_id_from_study_id_trial_number(study_id, number))
             for storage, study_id in self._study_ids.items()
         ]
-
-    def _facts(self, recipe: Recipe) -> dict[str, Any]:
-        """Properties of the recipe's network, where the search asks for any."""
-        if not self.space.asks_for_networks:
-            return {}
-        # Torch is loaded only where it is needed.
-        from cifartune.models.facts import UnfitNetwork, network_facts
-
-        try:
-            return asdict(network_facts(recipe.model))
-        except UnfitNetwork as error:
-            raise UserError(str(error)) from None
 
 
 def kept_epoch(trial: FrozenTrial) -> int:
