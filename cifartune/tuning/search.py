@@ -22,7 +22,13 @@ from cifartune.tuning.disk import TrialFolders
 from cifartune.tuning.messages import Failed
 from cifartune.tuning.schedulers import Unpickled, make_scheduler, tune_metric
 from cifartune.tuning.slots import SlotPool, this_machine
-from cifartune.tuning.study import Proposal, SpaceExhausted, TrialStudy, attributes
+from cifartune.tuning.study import (
+    Proposal,
+    SpaceExhausted,
+    TrialStudy,
+    attributes,
+    measured_epoch,
+)
 from cifartune.tuning.trainable import Trial
 
 FEW = 10
@@ -216,7 +222,9 @@ class _Ledger(Unpickled, tune.Callback):
         metrics = {**metrics, self._metric: values[epoch]}
         if facts := result.get("facts"):
             facts = {**facts, self._metric: values[facts.get("kept_epoch", epoch)]}
-        seconds = attributes(recorded).get("seconds", 0.0) + metrics["seconds"]
+        seconds = attributes(recorded).get("seconds", 0.0)
+        if epoch > measured_epoch(recorded):  # each counts once
+            seconds += metrics["seconds"]
         all_epochs = {**metrics, "seconds": seconds}
         self._study.record(number, epoch, values[epoch], all_epochs, facts)
         for observer in self._observers:

@@ -28,6 +28,9 @@ FAILURE_CONSTRAINT = "failed"
 METRICS, FACTS = "metrics", "facts"
 """The trial's attributes in the study: two, since each takes a transaction to write."""
 
+EPOCH = "epoch"
+"""Among the metrics, the epoch that they are of."""
+
 REFUSED = "refused"
 """The kind of failure of a recipe that breaks a constraint of the space; it is never trained."""
 
@@ -220,7 +223,9 @@ class TrialStudy:
         """
         for storage, trial_id in self._ids(number):
             if metrics is not None:
-                known = {**metrics, FACTS: dict(facts)} if facts else dict(metrics)
+                known: dict[str, Any] = {**metrics, EPOCH: epoch}
+                if facts:
+                    known[FACTS] = dict(facts)
                 storage.set_trial_user_attr(trial_id, METRICS, known)
             storage.set_trial_intermediate_value(trial_id, epoch, value)
 
@@ -294,7 +299,17 @@ def attributes(trial: FrozenTrial) -> dict[str, Any]:
 
 def last_metrics(trial: FrozenTrial) -> dict[str, float]:
     """The metrics of the trial's last epoch, whichever it keeps; `seconds` of all its epochs."""
-    return {k: v for k, v in trial.user_attrs.get(METRICS, {}).items() if k != FACTS}
+    known = trial.user_attrs.get(METRICS, {})
+    return {name: value for name, value in known.items() if name not in (FACTS, EPOCH)}
+
+
+def measured_epoch(trial: FrozenTrial) -> int:
+    """The epoch that the trial's metrics are of, 0 where it has none.
+
+    A process that died between the metrics and the value of an epoch left the first alone.
+    """
+    known = trial.user_attrs.get(METRICS, {})
+    return int(known.get(EPOCH, max(trial.intermediate_values, default=0)))
 
 
 def is_feasible(trial: FrozenTrial) -> bool:

@@ -1,14 +1,17 @@
 """What the driver writes about a trial, before anything acts on it."""
 
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+
+import pytest
 
 from cifartune.config import SearchSpace
 from cifartune.events import Observer
 from cifartune.tuning.schedulers import Handle, make_scheduler, tune_metric
 from cifartune.tuning.search import _Ledger
-from cifartune.tuning.study import TrialStudy, attributes
+from cifartune.tuning.study import TrialStudy, attributes, sqlite_url
 
 SPACE = SearchSpace.model_validate(
     {
@@ -37,7 +40,7 @@ def test_an_epoch_that_is_trained_again_keeps_the_value_that_was_acted_on() -> N
         if value != 0.4:  # the driver died before the verdict
             decision = scheduler.on_trial_result(None, Handle(number), result)
     assert study.trials[1].intermediate_values == {1: 0.4}
-    assert attributes(study.trials[1]) == {"val_accuracy": 0.4, "seconds": 4.0}
+    assert attributes(study.trials[1]) == {"val_accuracy": 0.4, "seconds": 2.0}
     assert decision == "STOP"  # 0.9 would go on
 
 
@@ -58,6 +61,35 @@ def test_the_facts_of_a_trial_have_the_value_that_was_acted_on() -> None:
         ledger.on_trial_result(0, [], trial, result)
     assert attributes(study.trials[0])["val_accuracy"] == 0.4
     assert watcher.values == [0.5, 0.4, 0.4]
+
+
+def test_a_kill_between_metrics_and_value_counts_the_epochs_seconds_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nobody: Any = None
+    trial: Any = SimpleNamespace(config={"number": 0})
+
+    def open_study() -> TrialStudy:
+        return TrialStudy(SPACE, url=sqlite_url(tmp_path / "study.db"))
+
+    def tell(study: TrialStudy, epoch: int) -> None:
+        result = {"epoch": epoch, "metrics": {"val_accuracy": 0.5, "seconds": 2.0}}
+        _Ledger(study, nobody, [], nobody, threading.Event()).on_trial_result(0, [], trial, result)
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    study = open_study()
+    study.propose()
+    tell(study, 1)
+    monkeypatch.setattr(study._database, "set_trial_intermediate_value", killed)
+    with pytest.raises(KeyboardInterrupt):
+        tell(study, 2)
+    study = open_study()
+    assert study.trials[0].intermediate_values == {1: 0.5}
+    tell(study, 2)
+    tell(study, 3)
+    assert attributes(open_study().trials[0]) == {"val_accuracy": 0.5, "seconds": 6.0}
 
 
 class Told(Observer):
