@@ -10,6 +10,9 @@ from cifartune.tuning.messages import Failed, Message, Progress, Seat, Verdict, 
 RETRIES = 2
 """How often a job is tried again whose slot died."""
 
+VACANCY_SECONDS = 0.05
+"""How often the board looks whether all slots have left."""
+
 _STOPPED = Failed("stopped", "the job was stopped")
 
 
@@ -114,6 +117,11 @@ class Board:
         """Ends every job."""
         for job_id in list(self._entries):
             await self.stop(job_id)
+
+    async def vacated(self) -> None:
+        """Waits until no slot is at a job any more, nor at the files of one that was stopped."""
+        while self._occupied:
+            await asyncio.sleep(VACANCY_SECONDS)
 
     async def wind_down(self) -> None:
         """Ends what waits at once, and what runs after the epoch under way; that is kept."""

@@ -17,6 +17,7 @@ from ray.util.placement_group import NODE_ID_LABEL_KEY
 
 from cifartune.errors import UserError, first_line
 from cifartune.events import Observer
+from cifartune.tuning.board import RETRIES
 from cifartune.tuning.checkpoints import Checkpoints
 from cifartune.tuning.disk import TrialFolders
 from cifartune.tuning.messages import Failed
@@ -80,7 +81,7 @@ def run_trials(
     )
     proposals = _Proposals(study, stop, seconds)
     folders = TrialFolders(folder, study, study.space.checkpoints)
-    ledger = _Ledger(study, pool, observers, folders, stop)
+    ledger = _Ledger(study, pool, observers, folders, stop, again=proposals.again)
     stopper = _Stopper(pool, ledger, stop, seconds)
     tuner = tune.Tuner(
         trainable,
@@ -97,6 +98,8 @@ def run_trials(
             storage_path=str(pool.storage),
             stop=stopper,
             callbacks=[ledger],
+            # Of a trial's process that is killed: another asks for the rest of its epochs.
+            failure_config=tune.FailureConfig(max_failures=RETRIES),
             # The slots write the checkpoints of the trials.
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             verbose=0,
@@ -114,11 +117,24 @@ def run_trials(
         raise proposals.error
     if ledger.hopeless:
         raise UserError(ledger.hopeless)
-    if stopper.out_of_time:
-        for trial in study.trials:
-            if trial.state is TrialState.RUNNING:
-                study.prune(trial.number)
-                ledger.close(trial.number)
+    if stopper.out_of_time or not stop.is_set():
+        _end_what_is_open(study, pool, ledger, out_of_time=stopper.out_of_time)
+
+
+def _end_what_is_open(
+    study: TrialStudy, pool: SlotPool, ledger: "_Ledger", *, out_of_time: bool
+) -> None:
+    """Ends trials that will not go on: time is up, or none asked for one whose process died."""
+    unfinished = [trial.number for trial in study.trials if trial.state is TrialState.RUNNING]
+    if unfinished:
+        # A slot that was told to go on just before still writes a checkpoint into their folders.
+        ray.get(pool.board.vacated.remote())
+    for number in unfinished:
+        if out_of_time:
+            study.prune(number)
+        else:
+            study.fail(number, "worker_killed", "the trial's process died as the search ended")
+        ledger.close(number)
 
 
 def _went_on(folder: Path) -> Callable[[int], float]:
@@ -160,6 +176,10 @@ class _Proposals(Unpickled, Searcher):
         # As one text: Tune copies, flattens and formats what it is given, field by field.
         return {"number": proposal.number, "recipe": proposal.recipe.model_dump_json()}
 
+    def again(self, number: int) -> None:
+        """Hands out once more an unfinished trial that Tune has given up."""
+        self._unfinished.append(Proposal(number, self._study.recipe(self._study.trials[number])))
+
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
@@ -182,12 +202,16 @@ class _Ledger(Unpickled, tune.Callback):
         observers: Sequence[Observer],
         folders: TrialFolders,
         stop: threading.Event,
+        *,
+        again: Callable[[int], None],
     ) -> None:
         self._study = study
         self._pool = pool
         self._observers = observers
         self._folders = folders
         self._stop = stop
+        self._again = again
+        self._deaths: Counter[int] = Counter()
         self._metric = study.space.target.metric
         self._ended = 0
         self._failed: list[int] = []
@@ -242,17 +266,30 @@ class _Ledger(Unpickled, tune.Callback):
                 self._study.prune(number)
         self.close(number)
 
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """The trial's process died, and Tune starts another, which puts the job there anew."""
+        self._lose(trial.config["number"])
+
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """It died too often, or before it began, where Tune starts no other."""
         number = trial.config["number"]
+        self._lose(number)
+        if self._pool.lost:
+            return  # it can go on another time
+        if self._deaths[number] <= RETRIES:
+            self._again(number)
+            return
+        told = f"the trial's process died {self._deaths[number]} times"
+        self._study.fail(number, "worker_killed", told)
+        self.close(number)
+
+    def _lose(self, number: int) -> None:
+        """Nobody will ask for the trial's next epoch: its slot must not wait for that."""
+        self._deaths[number] += 1
         try:
-            # Nobody will ask for its next epoch: its slot must not wait for that.
             ray.get(self._pool.board.stop.remote(f"trial-{number}"))
         except ray.exceptions.RayActorError as error:
             self._pool.lost = self._pool.lost or f"the board died: {first_line(error)}"
-        if self._pool.lost:
-            return  # it can go on another time
-        self._study.fail(number, "error", str(trial.get_error() or "the trial's process died"))
-        self.close(number)
 
     def close(self, number: int) -> None:
         """A trial is over: frees what it does not need, and tells the observers."""

@@ -224,6 +224,25 @@ async def test_stop_all_ends_waiting_and_running_jobs(board: Board) -> None:
 
 
 @on_a_board
+async def test_a_board_is_vacated_when_slots_have_left_what_was_stopped(board: Board) -> None:
+    """One is at an epoch, one was just told to go on and writes its checkpoint, and one dies."""
+    for slot, name in enumerate("abc"):
+        await board.submit(job(name))
+        await board.take(slot, SEAT)
+    report = start(board.report(1, "b", progress(1)))
+    await board.next("b")
+    asked = start(board.next("b"))
+    assert await report is Verdict.GO_ON
+    await board.stop_all()
+    await asked
+    vacated = start(board.vacated())
+    for leaves in (board.take(0, SEAT), board.lose(2, KILLED), board.take(1, SEAT)):
+        assert await waits(vacated)
+        start(leaves)
+    await vacated
+
+
+@on_a_board
 async def test_the_job_of_a_lost_slot_goes_on_in_another(board: Board) -> None:
     await taken(board, 0, "a")
     await taken(board, 1, "b")

@@ -27,7 +27,7 @@ def test_an_epoch_that_is_trained_again_keeps_the_value_that_was_acted_on() -> N
     """As after the death of a slot, where no two runs are alike."""
     study = TrialStudy(SPACE)
     nobody: Any = None
-    ledger = _Ledger(study, nobody, [], nobody, threading.Event())
+    ledger = _Ledger(study, nobody, [], nobody, threading.Event(), again=nobody)
     scheduler: Any = make_scheduler(study)
     for number, value in ((0, 0.5), (1, 0.4), (1, 0.9)):
         if number == len(study.trials):
@@ -48,7 +48,7 @@ def test_the_facts_of_a_trial_have_the_value_that_was_acted_on() -> None:
     study = TrialStudy(SPACE)
     nobody: Any = None
     watcher = Told()
-    ledger = _Ledger(study, nobody, [watcher], nobody, threading.Event())
+    ledger = _Ledger(study, nobody, [watcher], nobody, threading.Event(), again=nobody)
     study.propose()
     trial: Any = SimpleNamespace(config={"number": 0})
     for epoch, value in ((1, 0.5), (2, 0.4), (2, 0.9)):
@@ -74,7 +74,9 @@ def test_a_kill_between_metrics_and_value_counts_the_epochs_seconds_once(
 
     def tell(study: TrialStudy, epoch: int) -> None:
         result = {"epoch": epoch, "metrics": {"val_accuracy": 0.5, "seconds": 2.0}}
-        _Ledger(study, nobody, [], nobody, threading.Event()).on_trial_result(0, [], trial, result)
+        _Ledger(study, nobody, [], nobody, threading.Event(), again=nobody).on_trial_result(
+            0, [], trial, result
+        )
 
     def killed(*_: Any) -> None:
         raise KeyboardInterrupt

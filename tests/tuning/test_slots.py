@@ -435,6 +435,79 @@ def test_a_search_can_be_stopped_and_resumed(
     assert left == {Path(str(trial.number), WEIGHTS) for trial in best}
 
 
+class Killer(Watcher):
+    """Kills the processes of the trials, which hold no slot, when it hears what it waits for."""
+
+    def __init__(self, *moments: tuple[str, int]) -> None:
+        super().__init__()
+        self._moments = list(moments)
+
+    def epoch_ended(self, number: int, epoch: int, metrics: dict[str, float]) -> None:
+        super().epoch_ended(number, epoch, metrics)
+        self._kill("epoch", number)
+
+    def trial_ended(self, trial: FrozenTrial) -> None:
+        super().trial_ended(trial)
+        self._kill("end", trial.number)
+
+    def _kill(self, what: str, number: int) -> None:
+        if (what, number) in self._moments:
+            self._moments.remove((what, number))
+            for process in processes("ray::Trial"):
+                process.kill()
+
+
+def search_with_kills(
+    killer: Killer, trials: int, pool: SlotPool, folder: Path, job: Job
+) -> list[FrozenTrial]:
+    space = SearchSpace.model_validate(
+        {
+            "name": "toy",
+            "base": job.recipe.with_values({"epochs": 3, "seed": 0}).model_dump(),
+            "parameters": {"optimizer.lr": {"min": 0.01, "max": 0.1}},
+            "search": {"num_trials": trials, "sampler": "random"},
+            "scheduler": {"name": "none"},
+        }
+    )
+    study = TrialStudy(space, url="sqlite://", name="toy")
+    run_trials(
+        study,
+        pool,
+        folder=folder / "trials",
+        data_root=job.data_root,
+        splits=job.splits,
+        observers=[killer],
+    )
+    return study.trials
+
+
+@pytest.mark.parametrize("moment", [("epoch", 0), ("end", 1)])
+def test_a_trial_goes_on_when_its_process_is_killed(
+    moment: tuple[str, int], pool: SlotPool, tmp_path: Path, job: Job
+) -> None:
+    """In an epoch, and while the process waits for its next trial."""
+    killer = Killer(moment)
+    trials = search_with_kills(killer, 3, pool, tmp_path, job)
+    assert killer._moments == []
+    for trial in trials:
+        assert trial.state is TrialState.COMPLETE, attributes(trial)
+        assert sorted(trial.intermediate_values) == [1, 2, 3]
+    # The epochs that were under way are trained again, and no others.
+    assert len(killer.epochs) <= 3 * 3 + pool.shape.count
+    assert sorted(n for what, n in killer.heard if what == "end") == [0, 1, 2]
+
+
+def test_a_trial_whose_process_is_killed_again_and_again_fails(
+    pool: SlotPool, tmp_path: Path, job: Job
+) -> None:
+    [trial] = search_with_kills(Killer(*[("epoch", 0)] * 3), 1, pool, tmp_path, job)
+    facts = attributes(trial)
+    assert (trial.state, facts["failure"]) == (TrialState.FAIL, "worker_killed")
+    assert facts["message"] == "the trial's process died 3 times"
+    assert not list((tmp_path / "trials").glob("*/*"))
+    assert isinstance(collect(pool, [vary(job, "next")])["next"][-1], Finished)
+
+
 def test_a_search_is_given_up_when_nearly_all_trials_fail(
     pool: SlotPool, tmp_path: Path, folder: Path, data_root: Path, recipe: Recipe
 ) -> None:
@@ -485,6 +558,9 @@ def test_a_search_ends_when_its_time_is_up(
         observers=[watcher],
         seconds=3.0,
     )
+    # No slot is at a trial any more, whose folder would come again with a checkpoint.
+    assert ray.get(pool.board.overdue.remote(0)) == []
+    assert not list((tmp_path / "trials").glob("*/*"))
     assert 0 < len(study.trials) <= 2
     for trial in study.trials:
         assert trial.state is TrialState.PRUNED
