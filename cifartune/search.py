@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -172,8 +173,14 @@ class Search:
             self._point_out("messages", str(run.log))
             for note in space.notes():
                 self._point_out("note", note)
-            own = self._address == OWN
-            with SlotPool(shape, name=run.name, storage=run.ray, owns_cluster=own) as pool:
+            pool = SlotPool(
+                shape,
+                name=run.name,
+                storage=run.ray,
+                owns_cluster=self._address == OWN,
+                tell=partial(self._point_out, "note"),
+            )
+            with pool:
                 self._splits = self._make_splits()
                 if not run.plan.exists():
                     self._look_ahead(pool, packing)

@@ -6,7 +6,7 @@ import signal
 import threading
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -47,6 +47,12 @@ CLOSE_SECONDS = 30.0
 SEND_SECONDS = 300.0
 """The same where other machines may still send what they have."""
 
+PROBE_SECONDS = 3600.0
+"""How long a probe may take before its slot is taken to hang; it is to take a minute."""
+
+ANSWER_SECONDS = 60.0
+"""How long a machine may take to answer: Ray misses one that is lost after up to as long."""
+
 WATCH_SECONDS = 2.0
 """How often the pool looks for slots that hang."""
 
@@ -63,15 +69,23 @@ class SlotPool:
         name: Names the Train runs, as the Ray dashboard shows them.
         storage: Where Ray Train keeps its own working files.
         owns_cluster: Whether the Ray cluster is this driver's own.
+        tell: Called with a line for the user where a slot has to wait for room on the cluster.
     """
 
     def __init__(
-        self, shape: SlotShape, *, name: str, storage: Path, owns_cluster: bool = False
+        self,
+        shape: SlotShape,
+        *,
+        name: str,
+        storage: Path,
+        owns_cluster: bool = False,
+        tell: Callable[[str], Any] = logger.info,
     ) -> None:
         self.shape = shape
         self.name = name
         self.storage = storage
         self.owns_cluster = owns_cluster
+        self._tell = tell
         start_what_runs_share()
         # So many calls may wait on it at a time: one for every slot and every job.
         actor = ray.remote(num_cpus=0)(Board).options(
@@ -98,7 +112,7 @@ class SlotPool:
         """Seconds that an epoch may take before its slot is taken to hang, and killed."""
         self._closing = threading.Event()
         self._alive = shape.count
-        self._restarting: set[int] = set()
+        self._absent: set[int] = set()  # slots that died or found no room, and may have come again
         self._lock = threading.Lock()
         self._threads = [
             threading.Thread(target=self._keep, args=(slot,), name=f"slot-{slot}", daemon=True)
@@ -126,31 +140,34 @@ class SlotPool:
             return  # at once: what still runs ends with Ray
         with suppress(ray.exceptions.RayError):
             ray.get(self.board.close.remote())
-        deadline = time.monotonic() + (CLOSE_SECONDS if self.owns_cluster else SEND_SECONDS)
+        closing = time.monotonic()
         for slot, thread in enumerate(self._threads):
-            if not self._is_gone(slot):
-                thread.join(max(0.0, deadline - time.monotonic()))
+            thread.join(max(0.0, closing + self._grace(slot) - time.monotonic()))
         if self._mark:
             with suppress(OSError):
                 self._mark.unlink()
 
-    def _is_gone(self, slot: int) -> bool:
-        """Whether a slot died and has not come again, as where its machine is lost."""
-        if slot not in self._restarting:
-            return False
-        try:
-            return ray.get(self.board.seat.remote(slot)) is None
-        except ray.exceptions.RayError:
-            return True
+    def _grace(self, slot: int) -> float:
+        """Seconds until a slot has left that the closing pool waits for; 0: it is not there."""
+        seat = None
+        with suppress(ray.exceptions.RayError):
+            seat = ray.get(self.board.seat.remote(slot))
+        if seat is None:  # it may be just starting
+            return 0.0 if slot in self._absent else CLOSE_SECONDS
+        return CLOSE_SECONDS if self.owns_cluster else SEND_SECONDS
 
     def probe(self, probe: Probe, *, stop: threading.Event | None = None) -> Probed:
         """Runs a probe on one slot.
 
         Raises:
             Interrupted: `stop` was set.
-            UserError: The slot was lost, or a network of the space cannot be built.
+            UserError: The slot was lost or hung, or a network of the space cannot be built.
         """
-        [(_, message)] = self.run([probe], stop=stop)
+        patience, self.patience = self.patience, PROBE_SECONDS
+        try:
+            [(_, message)] = self.run([probe], stop=stop)
+        finally:
+            self.patience = patience
         if isinstance(message, Failed):
             raise UserError(message.message)
         assert isinstance(message, Finished)
@@ -200,33 +217,16 @@ class SlotPool:
             raise Interrupted
 
     def _keep(self, slot: int) -> None:
-        """Keeps one slot running until the pool closes, or it dies too often in a row."""
-        start = deaths = 0
-        while deaths <= RESTARTS:
-            try:
-                self._trainer(slot, start).fit()
-                if self._closing.is_set() or self.shape.isolation == "slot":
-                    return
-                start, deaths = start + 1, 0
-                continue
-            except Exception as error:  # whatever ended the worker group, its job must hear of it
-                reason = f"slot {slot} died: {cause_of(error)}"
-                # On a cluster of our own, nobody else holds what it needs.
-                if not (self.owns_cluster or self._closing.is_set()) and _found_no_room(error):
-                    logger.warning("slot %d finds no room on the cluster; it looks again", slot)
-                    start += 1
-                    continue
-            if self._closing.is_set():
-                return
-            logger.warning("%s; starting it again", reason)
-            try:
-                failure = Failed(self._cause(slot), reason)
-                self._restarting.add(slot)
-                progress = ray.get(self.board.lose.remote(slot, failure))
-            except ray.exceptions.RayError as error:
-                reason = f"the board died: {first_line(error)}"
-                break
-            start, deaths = start + 1, 1 if progress else deaths + 1
+        """A slot's thread: when the last of them gives up, nobody waits for a slot any more."""
+        try:
+            reason = self._run_until_closed(slot)
+        except Exception as error:  # a defect
+            logger.exception("slot %d is given up", slot)
+            reason = f"slot {slot} is given up: {cause_of(error)}"
+            with suppress(ray.exceptions.RayError):
+                ray.get(self.board.lose.remote(slot, Failed("worker_killed", reason)))
+        if not reason:
+            return
         with self._lock:
             self._alive -= 1
             if not self._alive:
@@ -234,19 +234,55 @@ class SlotPool:
                 with suppress(ray.exceptions.RayError):
                     ray.get(self.board.abandon.remote(reason))
 
+    def _run_until_closed(self, slot: int) -> str:
+        """Keeps one slot running until the pool closes, or says why it is given up."""
+        start = deaths = 0
+        waits = False
+        while deaths <= RESTARTS:
+            if self._closing.is_set():
+                return ""
+            try:
+                self._trainer(slot, start).fit()
+                if self._closing.is_set() or self.shape.isolation == "slot":
+                    return ""
+                start, deaths = start + 1, 0
+                continue
+            except Exception as error:  # whatever ended the worker group, its job must hear of it
+                reason = f"slot {slot} died: {cause_of(error)}"
+                # On a cluster of our own, nobody else holds what it needs.
+                no_room = not self.owns_cluster and _found_no_room(error)
+            if self._closing.is_set():
+                return ""
+            self._absent.add(slot)
+            start += 1
+            if no_room:
+                if not waits:
+                    self._tell(
+                        f"slot {slot} finds no room on the cluster for {self.shape}: others hold "
+                        "it, or its machine is gone; it goes on looking"
+                    )
+                waits = True
+                continue
+            logger.warning("%s; starting it again", reason)
+            try:
+                progress = ray.get(self.board.lose.remote(slot, Failed(self._cause(slot), reason)))
+            except ray.exceptions.RayError as error:
+                return f"the board died: {first_line(error)}"
+            deaths = 1 if progress else deaths + 1
+        return reason
+
     def _cause(self, slot: int) -> str:
         """What a slot died of: its process was killed, or its machine is gone."""
         seat: Seat | None = ray.get(self.board.seat.remote(slot))
-        nodes = {node["NodeID"]: node["Alive"] for node in ray.nodes()}  # type: ignore[no-untyped-call]
-        is_gone = seat is not None and not nodes.get(seat.node, False)
-        return "node_lost" if is_gone else "worker_killed"
+        is_away = seat is not None and seat.node != this_machine()
+        return "node_lost" if seat and is_away and not _answers(seat.node) else "worker_killed"
 
     def _watch(self) -> None:
         """Kills slots that hang; they are started again."""
         while not self._closing.wait(WATCH_SECONDS):
             try:
                 for slot, seat, job_id in ray.get(self.board.overdue.remote(self.patience)):
-                    reason = f"{job_id} was at one epoch for more than {self.patience:.0f} s"
+                    reason = f"{job_id} gave no sign of life for {self.patience:.0f} s"
                     logger.warning("%s; its slot is killed", reason)
                     ray.get(self.board.fail.remote(slot, Failed("timeout", reason)))
                     _kill(seat)
@@ -312,6 +348,16 @@ def _end_process(pid: int) -> None:
 def this_machine() -> str:
     """Ray's name of the machine that this process runs on."""
     return str(ray.get_runtime_context().get_node_id())
+
+
+def _answers(node: str) -> bool:
+    """Whether a machine still does what it is told."""
+    there = ray.remote(num_cpus=0, max_retries=0)(lambda: True)
+    try:
+        there = there.options(scheduling_strategy=only_on(node))
+        return bool(ray.get(there.remote(), timeout=ANSWER_SECONDS))
+    except ray.exceptions.RayError:
+        return False
 
 
 def only_on(node: str) -> NodeAffinitySchedulingStrategy:

@@ -20,6 +20,8 @@ import pytest
 import ray
 import torch
 from optuna.trial import FrozenTrial, TrialState
+from ray.train import ControllerError
+from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 from ray.util import placement_group_table
 from sparse_data import write_splits, write_train
 
@@ -32,6 +34,7 @@ from cifartune.logs import log_to
 from cifartune.planning import Plan
 from cifartune.planning.ahead import look_ahead
 from cifartune.training import SplitImages, Trainer
+from cifartune.tuning import slots as slots_module
 from cifartune.tuning.checkpoints import Checkpoints
 from cifartune.tuning.cluster import cluster
 from cifartune.tuning.courier import SCRATCH
@@ -705,6 +708,76 @@ def test_without_slots_jobs_fail_instead_of_waiting(
         assert isinstance(end, Failed) and end.kind == "no_slots"
         assert end.message.endswith("died: no such device")
     assert pool.starts == 2 * 4
+
+
+def test_a_defect_in_a_slots_thread_leaves_no_job_waiting(
+    ray_cluster: str, tmp_path: Path, job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = DeadSlots(SlotShape(count=1, cpus=1, gpus=0), name="dead", storage=tmp_path)
+
+    def broken(slot: int) -> str:
+        raise TypeError("nobody thought of this")
+
+    monkeypatch.setattr(pool, "_cause", broken)
+    with pool:
+        [end] = collect(pool, [job])["a"]
+    reason = "slot 0 is given up: nobody thought of this"
+    assert end == Failed("no_slots", reason) and pool.lost == reason
+
+
+class NoRoom(SlotPool):
+    """Slots that look for room as long as they live."""
+
+    looks = 0
+
+    def _trainer(self, slot: int, attempt: int) -> Any:
+        return self
+
+    def fit(self) -> None:
+        self.looks += 1
+        if self.looks < 3:
+            raise ControllerError(WorkerGroupStartupTimeoutError(1))
+        threading.Event().wait(60)
+
+
+def test_a_pool_closes_at_once_where_a_slot_finds_no_room(ray_cluster: str, tmp_path: Path) -> None:
+    told: list[str] = []
+    shape = SlotShape(count=1, cpus=2, gpus=0)
+    pool = NoRoom(shape, name="full", storage=tmp_path, tell=told.append)
+    with pool:
+        assert wait_until(lambda: pool.looks == 3)
+        start = time.monotonic()
+    assert time.monotonic() - start < 10
+    assert told == [
+        "slot 0 finds no room on the cluster for 2 CPU cores: others hold it, or its machine is "
+        "gone; it goes on looking"
+    ]
+
+
+def test_a_machine_is_lost_when_it_does_not_answer(
+    pool: SlotPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray still has it among those that are alive, for some seconds."""
+    assert wait_until(lambda: ray.get(pool.board.seat.remote(0)) is not None)
+    assert pool._cause(0) == "worker_killed"  # the driver's own machine is there
+    monkeypatch.setattr(slots_module, "this_machine", lambda: "elsewhere")
+    assert pool._cause(0) == "worker_killed"  # this one answers
+    assert not slots_module._answers("0" * 56)
+    monkeypatch.setattr(slots_module, "_answers", lambda node: False)
+    assert pool._cause(0) == "node_lost"
+
+
+def test_a_probe_has_its_time(pool: SlotPool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The watcher kills a slot that takes longer than the pool's patience."""
+    probe: Any = None
+
+    def run(jobs: list[Any], *, stop: Any) -> list[tuple[Any, Message]]:
+        return [(probe, Finished({"probed": pool.patience}))]
+
+    monkeypatch.setattr(pool, "run", run)
+    patience: Any = pool.probe(probe)
+    assert patience == slots_module.PROBE_SECONDS
+    assert pool.patience == float("inf")
 
 
 def test_the_pool_leaves_nothing_behind(slots: tuple[SlotPool, ExitStack], job: Job) -> None:
