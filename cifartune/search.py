@@ -159,7 +159,7 @@ class Search:
 
             if self._address != OWN:
                 self._join()
-            shape, packing = slots_for(space, self._data_root)
+            shape, packing = slots_for(space, self._data_root, stop=self._stop)
             slots = f"{shape.count} slot{'s' if shape.count > 1 else ''} of {shape}"
             self.console.print(
                 f"[bold]{run.name}[/]: {space.search.num_trials} trials of up to "

@@ -24,13 +24,16 @@ from cifartune.tuning.shape import SlotShape
 from cifartune.tuning.slots import SlotPool
 
 
-def slots_for(space: SearchSpace, data_root: Path) -> tuple[SlotShape, str]:
+def slots_for(
+    space: SearchSpace, data_root: Path, *, stop: threading.Event | None = None
+) -> tuple[SlotShape, str]:
     """The slots that a search gets, and where they share GPUs of themselves, what that brings.
 
     Where trials would have a GPU each because nothing else is asked for, it is tried whether they
     had better share it.
 
     Raises:
+        Interrupted: `stop` was set meanwhile.
         UserError: No machine has what a trial wants.
     """
     resources, most = space.resources, space.search.max_concurrent
@@ -42,6 +45,7 @@ def slots_for(space: SearchSpace, data_root: Path) -> tuple[SlotShape, str]:
         recipes_to_measure(space),
         folder=data_root,
         file=packing_file(data_root, space),
+        stop=stop,
     )
     shared = resources.model_copy(update={"gpus": 1 / packing.slots})
     return SlotShape.choose(shared, most), str(packing)

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -16,7 +17,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from cifartune.config import Recipe, SearchSpace
 from cifartune.data import root_here
-from cifartune.errors import first_line
+from cifartune.errors import Interrupted, first_line
 from cifartune.files import write_atomically
 
 if TYPE_CHECKING:  # torch is loaded in the slots alone
@@ -36,6 +37,12 @@ SECONDS = 3.0
 
 START_SECONDS = 300.0
 """How long a GPU may take to become free."""
+
+ANSWER_SECONDS = 900.0
+"""How long one answer may take: PyTorch is imported, or ways to compute a network are tried."""
+
+LOOK_SECONDS = 0.5
+"""How often it is seen meanwhile whether all this is wanted no more."""
 
 STEPS = 16
 """Steps between two looks at the clock: a GPU that is waited for after each is not busy."""
@@ -65,7 +72,14 @@ class Packing:
         return f"{self.slots} trials share a GPU, and train what one would: {gains}"
 
 
-def pack(space: SearchSpace, recipes: Sequence[Recipe], *, folder: Path, file: Path) -> Packing:
+def pack(
+    space: SearchSpace,
+    recipes: Sequence[Recipe],
+    *,
+    folder: Path,
+    file: Path,
+    stop: threading.Event | None = None,
+) -> Packing:
     """Tries slots on a GPU that is free, with the cheapest and the dearest of some recipes.
 
     Each is a process that trains and evaluates made-up images. There are no more of them than the
@@ -76,6 +90,10 @@ def pack(space: SearchSpace, recipes: Sequence[Recipe], *, folder: Path, file: P
         recipes: Of the kinds that cost something else.
         folder: The prepared images, and the modes of computing a network.
         file: What was found is kept there, and read from there the next time.
+        stop: Set from elsewhere, ends it.
+
+    Raises:
+        Interrupted: `stop` was set.
     """
     known = _recall(file)
     if known is not None:
@@ -90,8 +108,8 @@ def pack(space: SearchSpace, recipes: Sequence[Recipe], *, folder: Path, file: P
         return Packing(1, {})
     group = placement_group([{"GPU": 1, "CPU": cores}])
     try:
-        ray.get(group.ready(), timeout=START_SECONDS)
-        packing = choose(_rates(group, counts, cores, recipes, folder))
+        _all([group.ready()], stop, START_SECONDS)
+        packing = choose(_rates(group, counts, cores, recipes, folder, stop))
     except (ray.exceptions.RayError, TimeoutError) as error:
         logger.warning("how many slots share a GPU was not found out: %s", first_line(error))
         return Packing(1, {})
@@ -120,6 +138,7 @@ def _rates(
     cores: int,
     recipes: Sequence[Recipe],
     folder: Path,
+    stop: threading.Event | None,
 ) -> dict[str, dict[int, float]]:
     """What `Packing.rates` says, tried out."""
     most = max(counts)
@@ -130,19 +149,39 @@ def _rates(
     )
     tenants: list[Any] = [tenant.remote(folder) for _ in range(most)]
     found: dict[str, dict[int, float]] = {}
-    for name, recipe in ray.get(tenants[0].extremes.remote(recipes)).items():
-        ray.get([other.leave.remote() for other in tenants])
+    [extremes] = _all([tenants[0].extremes.remote(recipes)], stop)
+    for name, recipe in extremes.items():
+        _all([other.leave.remote() for other in tenants], stop)
         rates = found[name] = dict.fromkeys(counts, 0.0)
         ready = 0
         for count in counts:
             # One by one: the first finds out how the network is computed fastest.
-            if not all(ray.get(other.prepare.remote(recipe)) for other in tenants[ready:count]):
+            more = tenants[ready:count]
+            if not all(_all([other.prepare.remote(recipe)], stop)[0] for other in more):
                 break
             ready = count
             threads = max(1, cores // count)
             together = [other.train.remote(threads, SECONDS) for other in tenants[:count]]
-            rates[count] = sum(ray.get(together))
+            rates[count] = sum(_all(together, stop))
     return found
+
+
+def _all(
+    answers: list[Any], stop: threading.Event | None, seconds: float = ANSWER_SECONDS
+) -> list[Any]:
+    """Waits for all answers.
+
+    Raises:
+        Interrupted: `stop` was set meanwhile.
+        TimeoutError: They take longer than so many seconds.
+    """
+    deadline = time.monotonic() + seconds
+    while len(ray.wait(answers, num_returns=len(answers), timeout=LOOK_SECONDS)[0]) < len(answers):
+        if stop is not None and stop.is_set():
+            raise Interrupted
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"no answer in {seconds:.0f} s")
+    return list(ray.get(answers))
 
 
 class Tenant:

@@ -1,14 +1,18 @@
 """Slots that share a GPU: how many, and how that is found out."""
 
+import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
 import torch
 
 from cifartune.config import SearchSpace
+from cifartune.errors import Interrupted
 from cifartune.planning import ahead, recipes_to_measure
 from cifartune.tuning import packing
 from cifartune.tuning.cluster import load_ray
@@ -84,6 +88,42 @@ def test_a_search_of_one_trial_at_a_time_tries_nothing(one_gpu: None, tmp_path: 
     file = tmp_path / "packing.json"
     assert pack(alone, [alone.base], folder=tmp_path, file=file) == Packing(1, {})
     assert not file.exists()
+
+
+@pytest.mark.parametrize("ends", ["asked to stop", "too long"])
+def test_a_trial_of_packing_that_hangs_is_ended(
+    ends: str,
+    one_gpu: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """With Ctrl-C, or after its time; the GPU is free again."""
+
+    class Hanging(Tenant):
+        def __init__(self, data_root: Path) -> None:
+            pass
+
+        def extremes(self, recipes: object) -> Any:
+            threading.Event().wait()
+
+    stop, file, start = threading.Event(), tmp_path / "packing.json", time.monotonic()
+    monkeypatch.setattr(packing, "Tenant", Hanging)
+    try_it = partial(pack, SPACE, [SPACE.base], folder=tmp_path, file=file, stop=stop)
+    if ends == "too long":
+        monkeypatch.setattr(packing._all, "__defaults__", (1.0,))
+        assert try_it() == Packing(1, {})
+        assert "was not found out: no answer in 1 s" in caplog.text
+    else:
+        threading.Timer(2.0, stop.set).start()
+        with pytest.raises(Interrupted):
+            try_it()
+    assert time.monotonic() - start < 60
+    assert not file.exists()
+    deadline = time.monotonic() + 30
+    while free_gpus() != 1 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert free_gpus() == 1
 
 
 def test_what_does_not_fit_the_memory_is_no_choice(
