@@ -6,14 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Generator, Tensor
-from torch.nn import functional as F
 
 from cifartune.config import SearchSpace
 from cifartune.config.recipe import AugmentRecipe
 from cifartune.data import CLASSES, load_train
 from cifartune.errors import UserError
+from cifartune.report.figures import enlarged, font
 from cifartune.training.augment import apply_policy, crop_and_flip, cutout_, distort, mix
 
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -78,21 +78,19 @@ def contact_sheet(
     size = (2 * _MARGIN + _LABEL + len(images) * width, first + len(STRENGTHS) * height + _MARGIN)
     sheet = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(sheet)
-    font, small = ImageFont.load_default(15), ImageFont.load_default(13)
     for number, line in enumerate(lines):
-        draw.text((_MARGIN, _MARGIN + number * _LINE), line, "black", font)
+        draw.text((_MARGIN, _MARGIN + number * _LINE), line, "black", font(15))
     for column, name in enumerate(names):
         centre = _MARGIN + _LABEL + column * width + (width - _GAP) // 2
-        draw.text((centre, first - _GAP), name, "dimgrey", small, anchor="ms")
+        draw.text((centre, first - _GAP), name, "dimgrey", font(13), anchor="ms")
     for row, strength in enumerate(STRENGTHS):
         at = recipe.model_copy(update={"strength": strength})
         changed = augmented(images, at, Generator().manual_seed(seed))
-        large_images = F.interpolate(changed, scale_factor=ZOOM, mode="nearest")
         top = first + row * height
         text = f"strength {strength:g}"
-        draw.text((_MARGIN, top + (height - _GAP) // 2), text, "black", small, anchor="lm")
-        for column, image in enumerate(large_images):
-            picture = Image.fromarray(image.permute(1, 2, 0).numpy())
+        draw.text((_MARGIN, top + (height - _GAP) // 2), text, "black", font(13), anchor="lm")
+        for column, image in enumerate(changed):
+            picture = enlarged(image.numpy(), ZOOM)
             sheet.paste(picture, (_MARGIN + _LABEL + column * width, top))
     return sheet
 
