@@ -1,11 +1,14 @@
 """MLflow's side: makes events into runs, metrics, tags and files of a tracking store."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
@@ -14,6 +17,9 @@ from cifartune.passwords import hidden_in
 from cifartune.runs import RunFolder
 from cifartune.tracking.outbox import Event
 from cifartune.tuning.disk import no_room
+
+if TYPE_CHECKING:  # a second to import
+    from mlflow.entities import Run
 
 EXPERIMENT = "cifartune"
 
@@ -39,11 +45,11 @@ KEY = "cifartune.key"
 """The tag that says which of a search's runs it is: search, trial-3, refit-3, refit-3-fold-0."""
 
 
-def runs_of(client: Any, experiment: str, run: RunFolder) -> list[Any]:
-    """All runs of a search in an experiment of a store, as MLflow has them."""
+def runs_of(client: Any, experiment: str, search: str) -> list[Any]:
+    """All runs of the search of that id in an experiment of a store, as MLflow has them."""
     found, token = [], None
     while token != "":
-        mine = f"tags.`cifartune.search` = '{run.id}'"
+        mine = f"tags.`cifartune.search` = '{search}'"
         page = client.search_runs([experiment], mine, page_token=token)
         found += page
         token = page.token or ""
@@ -80,7 +86,7 @@ def read_runs(uri: str, run: RunFolder, metric: str) -> list[LoggedRun]:
     try:
         client = MlflowClient(uri)
         experiment = client.get_experiment_by_name(EXPERIMENT)
-        found = runs_of(client, experiment.experiment_id, run) if experiment else []
+        found = runs_of(client, experiment.experiment_id, run.id) if experiment else []
         logged = []
         for entry in found:
             key, values = entry.data.tags[KEY], []
@@ -92,6 +98,59 @@ def read_runs(uri: str, run: RunFolder, metric: str) -> list[LoggedRun]:
         told = hidden_in(f"{uri}: cannot be read: {first_line(error)}", uri)
         raise UserError(told) from None
     return logged
+
+
+class LoggedSearch:
+    """A search as its tracking store has it; the store stays as it is.
+
+    Args:
+        uri: The store.
+        search: The search's id, a `RunFolder`'s.
+
+    Attributes:
+        runs: MLflow's runs by our keys.
+
+    Raises:
+        UserError: The store cannot be read, by the constructor and by all methods.
+    """
+
+    def __init__(self, uri: str, search: str) -> None:
+        _set_environment()
+        from mlflow import MlflowClient
+
+        self.uri = uri
+        self.runs: dict[str, Run] = {}
+        with self._reading():
+            if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
+                raise FileNotFoundError("there is no such file")
+            self._client = MlflowClient(uri)
+            if experiment := self._client.get_experiment_by_name(EXPERIMENT):
+                found = runs_of(self._client, experiment.experiment_id, search)
+                self.runs = {run.data.tags[KEY]: run for run in found}
+
+    def curve(self, key: str, metric: str) -> dict[int, float]:
+        """A metric of a run by epoch."""
+        with self._reading():
+            points = self._client.get_metric_history(self.runs[key].info.run_id, metric)
+        return {point.step: point.value for point in points}
+
+    def text(self, name: str) -> str | None:
+        """A file of the search's own run; None if it has none of that name."""
+        run_id = self.runs["search"].info.run_id
+        with self._reading(), TemporaryDirectory() as folder:
+            if name not in [file.path for file in self._client.list_artifacts(run_id)]:
+                return None
+            path = self._client.download_artifacts(run_id, name, folder)
+            return Path(path).read_text(encoding="utf-8")
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # of the database, of the line or of the disk, as it comes
+            raise UserError(
+                f"the MLflow store {self.uri} cannot be read: {first_line(error)}"
+            ) from None
 
 
 class Trouble(str):
@@ -140,7 +199,7 @@ class MlflowStore:
                 artifacts = self._run.path.parent / "mlflow-artifacts"
                 local = artifacts.as_uri() if self.uri.startswith("sqlite") else None
                 self._experiment = client.create_experiment(EXPERIMENT, local)
-        for run in runs_of(client, self._experiment, self._run):
+        for run in runs_of(client, self._experiment, self._run.id):
             self.ids[run.data.tags[KEY]] = run.info.run_id
         self._client = client
         self.is_open = self.has_opened = True
