@@ -23,7 +23,7 @@ from measured import RESULTS, ROOT, commit
 
 FIRST = re.compile(r"trial +0 +epoch 1/.* ([\d.]+) s ")
 TRIAL = re.compile(r"trial +\d+ +epoch .* ([\d.]+) s ")
-FOLD = re.compile(r"(refit of trial +\d+ +fold +\d+) +epoch .* ([\d.]+) s$")
+FOLD = re.compile(r"(refit of trial +\d+ +(?:fold +\d+|all images)) +epoch .* ([\d.]+) s$")
 SLOTS = re.compile(r" on (\d+) slots? of ")
 
 

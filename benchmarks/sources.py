@@ -27,8 +27,8 @@ from source_rows import HEAD, ROWS, Row
 from cifartune.config import Recipe, SearchSpace, load_space
 from cifartune.data import load_train
 from cifartune.data.splits import splits_of
-from cifartune.data.test_set import load_test
-from cifartune.evaluate import evaluate, load_ensemble
+from cifartune.data.test_set import look_at_test
+from cifartune.evaluate import judge
 from cifartune.seeds import derive_seed
 from cifartune.training import SplitImages, Trainer
 from cifartune.training.classifier import load_classifier, save_classifier
@@ -84,8 +84,9 @@ def train_all(name: str, seeds: int, epochs: int | None, images: int | None) -> 
     best = chosen(runs)
     for run in runs:
         if run["label"] == best:
-            ensemble = load_ensemble([MODELS / f"{run['recipe_id']}.safetensors"])
-            run["test_accuracy"] = evaluate(ensemble, load_test()).value
+            model = {"best": [MODELS / f"{run['recipe_id']}.safetensors"]}
+            tested, _ = judge(model, {"best": 1.0}, look_at_test(name=f"benchmark of {name}"))
+            run["test_accuracy"] = tested["best"].accuracy.value
     keep(RESULTS / f"{kept}.json", f"python benchmarks/sources.py {name}", runs=runs)
 
 

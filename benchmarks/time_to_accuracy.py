@@ -27,7 +27,7 @@ from measured import add_length_and_device, keep, kept, result_path, stamp
 
 from cifartune.config import Recipe, load_space
 from cifartune.data import default_root, load_train
-from cifartune.data.test_set import load_test
+from cifartune.data.test_set import look_at_test
 from cifartune.seeds import derive_seed
 from cifartune.training import SplitImages, Trainer
 from cifartune.training.memory import run_keeping_memory
@@ -116,7 +116,7 @@ def measure(recipe: Recipe, options: argparse.Namespace, device: torch.device) -
     trained = clock.lap()
     accuracy = tested = None
     if not is_short:
-        test = load_test()
+        test = look_at_test(name=f"benchmark of {recipe.id}")
         pixels, labels = torch.from_numpy(test.images), torch.from_numpy(test.labels).long()
         clock.lap()
         right = trainer.predict(pixels.to(device)).argmax(1).cpu() == labels

@@ -4,12 +4,15 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from optuna.trial import FrozenTrial, TrialState
 
 from cifartune.config import SearchSpace, load_space
+from cifartune.config.space import RefitSpec
 from cifartune.data.splits import Splits
 from cifartune.errors import UserError, first_line
 from cifartune.files import leftovers
@@ -68,7 +71,7 @@ def check_run(run: RunFolder, data_root: Path) -> list[Finding]:
         try:
             result = json.loads(run.result.read_text())
             candidates = [candidate["trial"] for candidate in result["candidates"]]
-            findings += _of_outcome(run, space.refit.folds, trials, result, data_root)
+            findings += _of_outcome(run, space.refit, trials, result, data_root)
         except (ValueError, KeyError) as error:
             findings.append(Finding(run.result.name, f"cannot be read: {first_line(error)}"))
     return [*findings, *_of_mlflow(run, space, trials, candidates)]
@@ -133,7 +136,7 @@ def _of_weights(run: RunFolder, path: Path) -> Iterator[Finding]:
 
 def _of_outcome(
     run: RunFolder,
-    folds: int,
+    spec: RefitSpec,
     trials: list[FrozenTrial],
     result: dict[str, Any],
     data_root: Path,
@@ -144,26 +147,30 @@ def _of_outcome(
         told = f"tells of {result['trials']['total']} trials, and the study of {len(counted)}"
         yield Finding(run.result.name, told)
     for candidate in result["candidates"]:
-        yield from _of_refit(run, folds, candidate, data_root)
+        yield from _of_refit(run, spec, candidate, data_root)
 
 
 def _of_refit(
-    run: RunFolder, folds: int, candidate: dict[str, Any], data_root: Path
+    run: RunFolder, spec: RefitSpec, candidate: dict[str, Any], data_root: Path
 ) -> Iterator[Finding]:
     from cifartune.data import load_train
-    from cifartune.refit import out_of_fold_logits
+    from cifartune.refit import OutOfFold, fold_folders
+    from cifartune.statistics import Accuracy
 
     number, told = candidate["trial"], candidate["cv_accuracy"]["value"]
-    for fold in range(folds):
-        yield from _of_weights(run, run.fold(number, fold) / WEIGHTS)
+    folds = candidate["dropped"]["folds"] if candidate["dropped"] else spec.folds
+    folders = fold_folders(run, number, folds, spec.seeds)
+    for folder in chain.from_iterable(folders):
+        yield from _of_weights(run, folder / WEIGHTS)
     try:
-        splits = Splits.load(run.splits)
-        logits = out_of_fold_logits(run, splits, number, folds)
+        gathered = OutOfFold.gather(Splits.load(run.splits), folders)
+        kept = OutOfFold.load(run.out_of_fold(number))
     except (OSError, ValueError, EOFError) as error:
         yield Finding(f"refit of trial {number}", f"logits cannot be read: {first_line(error)}")
         return
-    right, used = logits.argmax(1) == load_train(data_root).labels, splits.fold >= 0
-    accuracy = float(right[used].mean())
+    if not np.array_equal(gathered.logits, kept.logits):
+        yield Finding(_short(run, run.out_of_fold(number)), "has other logits than the folds have")
+    accuracy = Accuracy.of_runs(gathered.right(load_train(data_root).labels)).value
     if abs(accuracy - told) > CLOSE:
         yield Finding(
             run.result.name,

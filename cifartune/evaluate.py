@@ -1,19 +1,26 @@
-"""The one look at the test set, by the winner's fold ensemble."""
+"""The final models, and the one look at the test set."""
 
 import io
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from cifartune.calibration import Calibration, fit_temperature
 from cifartune.data.cifar10 import LabelledImages
 from cifartune.files import write_atomically
+from cifartune.refit import Candidate
+from cifartune.runs import RunFolder
 from cifartune.statistics import Accuracy
-from cifartune.training.classifier import Ensemble, load_classifier, predict
+from cifartune.training.classifier import Classifier, Ensemble, load_classifier, predict_views
 from cifartune.training.device import choose_device, resolve
+from cifartune.tuning.jobs import WEIGHTS
 
 
 def load_ensemble(weights: Sequence[Path]) -> Ensemble:
@@ -21,14 +28,140 @@ def load_ensemble(weights: Sequence[Path]) -> Ensemble:
     return Ensemble([load_classifier(path) for path in weights])
 
 
-def evaluate(ensemble: Ensemble, images: LabelledImages) -> Accuracy:
-    """The accuracy of `ensemble` on `images`, with its interval."""
+def final_models(run: RunFolder, winner: Candidate) -> dict[str, list[Path]]:
+    """The files of what the winner's refit leaves for use, by name.
+
+    `folds`: the ensemble of all fold models; `all_images`: the one model trained on all images;
+    `snapshots`: the ensemble of the folds' snapshots; where these are there.
+    """
+    models = {"folds": winner.weights}
+    if (whole := run.all_images(winner.number) / WEIGHTS).exists():
+        models["all_images"] = [whole]
+    if winner.snapshots:
+        models["snapshots"] = winner.snapshots.weights
+    return models
+
+
+def temperatures(winner: Candidate, labels: npt.NDArray[np.uint8]) -> dict[str, float]:
+    """For each final model, the temperature by which out-of-fold predictions are best scaled.
+
+    An ensemble of folds has no such predictions of its own, since each image trained most of its
+    members, and the model of all images has none at all: theirs is that of a single fold's model.
+    """
+    known = labels[winner.predictions.indices]
+    one = fit_temperature(winner.predictions.logits[0], known)
+    found = {"folds": one, "all_images": one}
+    if winner.snapshots:
+        found["snapshots"] = fit_temperature(winner.snapshots.logits, known)
+    return found
+
+
+@dataclass(frozen=True)
+class Tested:
+    """A final model on the test set, or on what stands in for it.
+
+    Attributes:
+        networks: How many it averages.
+        weights: Their weights and statistics, in all.
+        accuracy: With the recipe's test-time augmentation.
+        plain_accuracy: Without it.
+        calibration: Of its probabilities; the temperature was found out of fold.
+        seconds_per_image: Of prediction with test-time augmentation, on `device`.
+        device: `cuda`, or `cpu` with its threads.
+    """
+
+    networks: int
+    weights: int
+    accuracy: Accuracy
+    plain_accuracy: Accuracy
+    calibration: Calibration
+    seconds_per_image: float
+    device: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of it by name, for JSON."""
+        return asdict(self)
+
+
+Predictions = dict[str, npt.NDArray[Any]]
+"""The labels, and of each model the logarithms of its probabilities, float32 (N, 10), with
+test-time augmentation and, as `<model>_plain`, without."""
+
+
+def judge(
+    models: Mapping[str, Sequence[Path]],
+    temperatures: Mapping[str, float],
+    images: LabelledImages,
+) -> tuple[dict[str, Tested], Predictions]:
+    """Judges final models: each is the mean probability of the networks in its files.
+
+    Args:
+        models: The files of each model, by its name. A file may be in several.
+        temperatures: By which the logarithm of each model's probabilities is divided.
+        images: Which of them had no part in anything before.
+    """
     device = choose_device()
-    precision = resolve(ensemble.recipe, device).precision
     pixels = torch.from_numpy(images.images)
-    probabilities = predict(ensemble.to(device), pixels, precision=precision)
-    right = probabilities.argmax(1).cpu().numpy() == images.labels
+    outputs: dict[Path, _Output] = {}
+    for path in dict.fromkeys(path for paths in models.values() for path in paths):
+        outputs[path] = _predict(load_classifier(path), pixels, device)
+    tested: dict[str, Tested] = {}
+    predictions: Predictions = {"labels": np.asarray(images.labels)}
+    for name, paths in models.items():
+        members = [outputs[path] for path in paths]
+        logs = _log_mean([member.probabilities for member in members])
+        plain = _log_mean([member.plain for member in members])
+        predictions |= {name: logs, f"{name}_plain": plain}
+        threads = f" with {torch.get_num_threads()} threads" if device.type == "cpu" else ""
+        tested[name] = Tested(
+            networks=len(members),
+            weights=sum(member.weights for member in members),
+            accuracy=_accuracy(logs, images),
+            plain_accuracy=_accuracy(plain, images),
+            calibration=Calibration.at(temperatures[name], logs, images.labels),
+            seconds_per_image=sum(member.seconds for member in members) / len(images.labels),
+            device=device.type + threads,
+        )
+    return tested, predictions
+
+
+@dataclass(frozen=True)
+class _Output:
+    """What one network says of all images: probabilities, float32 (N, 10)."""
+
+    probabilities: npt.NDArray[np.float32]
+    plain: npt.NDArray[np.float32]
+    seconds: float
+    weights: int
+
+
+def _predict(classifier: Classifier, pixels: Tensor, device: torch.device) -> _Output:
+    precision = resolve(classifier.recipe, device).precision
+    classifier = classifier.to(device)
+    start = time.perf_counter()
+    views = predict_views(classifier, pixels, precision=precision)
+    logits, plain = (view.softmax(1).cpu().numpy() for view in views)  # waits for the device
+    seconds = time.perf_counter() - start
+    weights = sum(tensor.numel() for tensor in classifier.state_dict().values())
+    return _Output(logits, plain, seconds, weights)
+
+
+def _log_mean(probabilities: Sequence[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
+    mean = np.mean(probabilities, axis=0, dtype=np.float64)
+    tiny = np.finfo(np.float32).tiny  # where all members say 0
+    return np.log(mean + tiny).astype(np.float32)
+
+
+def _accuracy(logits: npt.NDArray[np.float32], images: LabelledImages) -> Accuracy:
+    right = logits.argmax(1) == images.labels
     return Accuracy.of(int(right.sum()), len(right))
+
+
+def save_predictions(predictions: Predictions, path: Path) -> None:
+    """Writes them to an npz file, whole or not at all."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, allow_pickle=False, **predictions)
+    write_atomically(path, buffer.getvalue())
 
 
 def stand_in(train: LabelledImages, indices: npt.NDArray[np.int64]) -> LabelledImages:

@@ -1,6 +1,7 @@
 """What happens in a search, for whoever watches: the terminal, MLflow."""
 
 from pathlib import Path
+from typing import Any
 
 from optuna.trial import FrozenTrial
 
@@ -19,19 +20,25 @@ class Observer:
     def trial_ended(self, trial: FrozenTrial) -> None:
         """A trial is over; `trial.state` says how."""
 
-    def refit_started(self, number: int, recipe: Recipe, folds: int) -> None:
-        """The cross-validation of trial `number`'s recipe begins."""
+    def refit_started(self, number: int, recipe: Recipe) -> None:
+        """The cross-validation of trial `number`'s recipe begins, or goes on."""
 
-    def fold_epoch_ended(
-        self, number: int, fold: int, epoch: int, metrics: dict[str, float]
+    def part_epoch_ended(
+        self, number: int, part: str, epoch: int, metrics: dict[str, float]
     ) -> None:
-        """A fold of trial `number`'s refit finished `epoch`."""
+        """A training run of trial `number`'s refit finished `epoch`; `part` says which it is."""
 
-    def fold_ended(self, number: int, fold: int, accuracy: float) -> None:
-        """A fold is over; `accuracy` is that of its held-out images."""
+    def part_ended(
+        self, number: int, part: str, accuracy: float | None, facts: dict[str, Any]
+    ) -> None:
+        """A training run of a refit is over.
 
-    def refit_ended(self, number: int, metrics: dict[str, float]) -> None:
-        """All folds of trial `number`'s refit are over."""
+        `accuracy` is that of the images that it held out, if it did; `facts` say how it was
+        trained, where that is known.
+        """
+
+    def refit_ended(self, number: int, metrics: dict[str, float], dropped: str = "") -> None:
+        """All folds of trial `number`'s refit are over, or it is `dropped` for that reason."""
 
     def search_ended(self, metrics: dict[str, float], files: list[Path], model: Path) -> None:
         """All is over: the headline numbers, the files for readers, and the exported ensemble."""

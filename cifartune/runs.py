@@ -39,6 +39,8 @@ class RunFolder:
         self.trials = self.path / "trials"
         self.refit = self.path / "refit"
         self.evaluation = self.path / "evaluation.json"
+        self.test_predictions = self.path / "test_predictions.npz"
+        self.mistakes = self.path / "mistakes"
         self.program = self.path / "model.pt2"
         self.trials_csv = self.path / "trials.csv"
         self.plan = self.path / "plan.json"
@@ -60,6 +62,7 @@ class RunFolder:
         *,
         tracking_uri: str = "",
         storage: str = "",
+        sealed: bool = False,
     ) -> "RunFolder":
         """Makes the folder of a new run and writes the space and the run's identity into it.
 
@@ -69,6 +72,7 @@ class RunFolder:
             name: The run's name. Default: the space's, with -2, -3, ... where that is taken.
             tracking_uri: Where the run is logged, and goes on to be when it is resumed.
             storage: The Optuna storage URL of the database with its study. Empty: a file in it.
+            sealed: Whether the search ends without a look at the test set.
 
         Raises:
             UserError: `name` is taken, or the folder cannot be written.
@@ -82,6 +86,7 @@ class RunFolder:
                 "--runs"
             ) from None
         identity = {"id": uuid.uuid4().hex, "tracking_uri": tracking_uri, "storage": storage}
+        identity |= {"sealed": "yes"} if sealed else {}
         text = dump_space(space)
         folder._identify({**identity, "spaces": [_digest(text.encode())]})
         write_atomically(folder.space_file, text)
@@ -258,8 +263,13 @@ class RunFolder:
         return self._identity("tracking_uri")
 
     @property
+    def is_sealed(self) -> bool:
+        """Whether the search ends without a look at the test set."""
+        return bool(self._identity("sealed"))
+
+    @property
     def looks(self) -> list[dict[str, Any]]:
-        """The evaluations of the run's winners: the trial of each, and the accuracies."""
+        """The evaluations of the run's winners: trial and time of each, and what its models did."""
         if not self.evaluation.exists():
             return []
         found: list[dict[str, Any]] = json.loads(self.evaluation.read_text())
@@ -280,7 +290,19 @@ class RunFolder:
 
     def fold(self, trial: int, fold: int) -> Path:
         """Where the refit of a trial's recipe keeps the weights and logits of one fold."""
-        return self.refit / f"trial-{trial}" / f"fold-{fold}"
+        return self.part(trial, f"fold-{fold}")
+
+    def part(self, trial: int, name: str) -> Path:
+        """The same of any training run of that refit, by its name."""
+        return self.refit / f"trial-{trial}" / name
+
+    def all_images(self, trial: int) -> Path:
+        """Where that refit keeps the model that was trained on all images."""
+        return self.part(trial, "all-images")
+
+    def out_of_fold(self, trial: int) -> Path:
+        """The predictions of a trial's refit for images that its models had not seen."""
+        return self.refit / f"trial-{trial}" / "oof.npz"
 
 
 def _digest(content: bytes) -> str:

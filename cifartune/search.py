@@ -1,10 +1,11 @@
 """The whole job: search, refit, evaluate, report. Each stage goes on where it was interrupted."""
 
+import datetime
 import json
 import math
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -33,7 +34,7 @@ from cifartune.tuning.study import TrialStudy, attributes
 from cifartune.tuning.warm_start import load_warm_start
 
 if TYPE_CHECKING:  # torch and ray are loaded while Ray's processes start
-    from cifartune.refit import Candidate
+    from cifartune.refit import Candidate, Refit
     from cifartune.tuning.slots import SlotPool
 
 
@@ -90,14 +91,50 @@ class Search:
             UserError: Another process runs it, the disk is full, the study's database is gone, the
                 tracking store cannot be opened, no trial succeeded, or a fold failed.
         """
+        with self._held():
+            load_ray(self._address)
+            return self._run()
+
+    def evaluate(self, *, again: bool = False) -> dict[str, Any]:
+        """Looks at the test set for the winner of a search whose trials and refit are done.
+
+        Args:
+            again: Whether to look once more, where that winner was looked at before.
+
+        Returns:
+            What `result.json` holds.
+
+        Raises:
+            UserError: The winner was evaluated before, the refit is not done, the test images are
+                not there, or another process is at the search.
+        """
+        with self._held():
+            self._open()
+            self._splits = self._make_splits()
+            with self._tracked():
+                candidates = self._refit(None).candidates()
+                if not candidates:
+                    raise UserError(
+                        f"the refit is not done; do it: {self.run_folder.resume_command}"
+                    )
+                looks = self._looks_for(candidates[0].number)
+                if looks and not again:
+                    raise UserError(_told_before(looks[-1], self.run_folder.name))
+                self._look(candidates[0])
+                result = self._conclude(candidates)
+            self._summarize(result)
+            return result
+
+    @contextmanager
+    def _held(self) -> Iterator[None]:
+        """Holds the search's folder, with its log; a full disk is told with what to do."""
         run = self.run_folder
         with run.locked(self.console.print):
             for path in leftovers(run.path):
                 path.unlink(missing_ok=True)
-            load_ray(self._address)
             with log_to(run.log):
                 try:
-                    return self._run()
+                    yield
                 except Exception as error:
                     if told := self._what_can_be_mended(error):
                         raise UserError(told) from None
@@ -117,6 +154,20 @@ class Search:
 
     def _run(self) -> dict[str, Any]:
         run = self.run_folder
+        self._open()
+        with self._tracked(), ctrl_c(self.console.print) as self._stop:
+            with self._slots() as pool, self._progress.shown():
+                self._run_trials(pool)
+                candidates = self._run_refit(pool)
+            if not (run.is_sealed or self._looks_for(candidates[0].number)):
+                self._look(candidates[0])
+            result = self._conclude(candidates)
+        self._summarize(result)
+        return result
+
+    def _open(self) -> None:
+        """The study, the images, and who is told of what happens."""
+        run = self.run_folder
         is_new = not run.has_trials()
         self._warm_start = load_warm_start(self.space, run.runs) if is_new else []
         self._study = TrialStudy(
@@ -125,17 +176,17 @@ class Search:
         facts = {"command": self._command, "space": self.space.name}
         self._has_begun = run.tracking.exists()
         self._tracker = MlflowTracker(self._uri, run, facts)
+
+    @contextmanager
+    def _tracked(self) -> Iterator[None]:
+        """Ends the search's MLflow runs as the `with` block ends."""
         status = "FAILED"
         try:
             self._train = load_train(self._data_root)
             self._progress = Progress(self.space, self.console)
             self._observers = [self._progress, self._tracker]
             self._tracker.catch_up(self._study)
-            with ctrl_c(self.console.print) as self._stop:
-                with self._slots() as pool, self._progress.shown():
-                    self._run_trials(pool)
-                    candidates = self._run_refit(pool)
-                result = self._conclude(candidates)
+            yield
             status = "FINISHED"
         except (Interrupted, KeyboardInterrupt):
             status = "KILLED"
@@ -145,8 +196,6 @@ class Search:
                 self._tracker.close(status)
             else:  # nothing was searched: nothing is left behind
                 self._tracker.discard()
-        self._summarize(result)
-        return result
 
     @contextmanager
     def _slots(self) -> Iterator["SlotPool"]:
@@ -267,42 +316,70 @@ class Search:
             reason = next(filter(None, failures), "the time budget ended before the first epoch")
             raise UserError(f"no trial succeeded; the first failure: {reason}")
 
+    def _refit(self, pool: "SlotPool | None") -> "Refit":
+        from cifartune.refit import Refit
+
+        return Refit(
+            self._study,
+            pool,
+            run=self.run_folder,
+            splits=self._splits,
+            labels=self._train.labels,
+            data_root=self._data_root,
+            observers=self._observers,
+            stop=self._stop,
+        )
+
     def _run_refit(self, pool: "SlotPool") -> list["Candidate"]:
-        from cifartune.refit import run_refit
-
         with self._clock.time("refit"):
-            return run_refit(
-                self._study,
-                pool,
-                run=self.run_folder,
-                splits=self._splits,
-                labels=self._train.labels,
-                data_root=self._data_root,
-                observers=self._observers,
-                stop=self._stop,
-            )
+            refit = self._refit(pool)
+            candidates = refit.cross_validate()
+            if self.space.refit.all_images:
+                refit.train_on_all(candidates[0])
+        return candidates
 
-    def _conclude(self, candidates: list["Candidate"]) -> dict[str, Any]:
-        """Evaluates the winner and writes the run's results."""
-        from cifartune.evaluate import export_ensemble, load_ensemble
-        from cifartune.report.frames import trials_frame
-        from cifartune.report.summary import outcome, to_json
+    def _looks_for(self, number: int) -> list[dict[str, Any]]:
+        """The looks at the test set for the models of a trial."""
+        return [look for look in self.run_folder.looks if look["trial"] == number]
+
+    def _look(self, winner: "Candidate") -> None:
+        """Judges the final models on the test set, or on its stand-in, and keeps what is seen."""
+        from cifartune.data.test_set import look_at_test
+        from cifartune.evaluate import final_models, judge, save_predictions, stand_in, temperatures
 
         run = self.run_folder
         with self._clock.time("evaluate"):
-            winner = candidates[0]
-            models = {"folds": winner.weights}
-            if winner.snapshots:
-                models["snapshots"] = winner.snapshots.weights
-            accuracies = self._evaluate_once(winner.number, models)
+            models = final_models(run, winner)
+            if self.space.stand_in:
+                images = stand_in(self._train, self._splits.stand_in)
+            else:
+                images = look_at_test(
+                    self._data_root, run=run.id, name=run.name, trial=winner.number
+                )
+            tested, predictions = judge(models, temperatures(winner, self._train.labels), images)
+            save_predictions(predictions, run.test_predictions)
+            now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+            seen = {name: model.as_dict() for name, model in tested.items()}
+            looks = [*run.looks, {"trial": winner.number, "time": now, "models": seen}]
+            write_atomically(run.evaluation, json.dumps(looks, indent=1))
+
+    def _conclude(self, candidates: list["Candidate"]) -> dict[str, Any]:
+        """Writes the run's results."""
+        from cifartune.evaluate import export_ensemble, load_ensemble
+        from cifartune.report.frames import trials_frame
+        from cifartune.report.mistakes import write_mistakes
+        from cifartune.report.outcome import outcome, to_json
+
+        run, winner = self.run_folder, candidates[0]
+        with self._clock.time("evaluate"):
             export_ensemble(load_ensemble(winner.weights), run.program)
-        test = accuracies["folds"]
+            write_mistakes(winner.predictions, self._train, run.mistakes)
         result = outcome(
             self._study,
             candidates,
-            test,
-            accuracies.get("snapshots"),
+            self._train.labels,
             run=run,
+            data_root=self._data_root,
             seconds=self._clock.totals(),
             mlflow={"uri": without_password(self._uri), "run_id": self._tracker.run_id},
         )
@@ -310,32 +387,6 @@ class Search:
         write_atomically(run.result, to_json(result))
         self._tracker.search_ended(*outcome_of(run))
         return result
-
-    def _evaluate_once(
-        self, number: int, models: Mapping[str, Sequence[Path]]
-    ) -> dict[str, Accuracy]:
-        """The accuracy on the test set, or on its stand-in, of ensembles of the files in `models`.
-
-        They are those of trial `number`. A second time, what was found for it.
-        """
-        from cifartune.data.test_set import load_test
-        from cifartune.evaluate import evaluate, load_ensemble, stand_in
-
-        looks = self.run_folder.looks
-        known = [look["accuracies"] for look in looks if look["trial"] == number]
-        if not known:
-            if self.space.stand_in:
-                images = stand_in(self._train, self._splits.stand_in)
-            else:
-                images = load_test(self._data_root)
-            found = {
-                name: evaluate(load_ensemble(weights), images).as_dict()
-                for name, weights in models.items()
-            }
-            known = [found]
-            looks.append({"trial": number, "accuracies": found})
-            write_atomically(self.run_folder.evaluation, json.dumps(looks))
-        return {name: Accuracy(**value) for name, value in known[0].items()}
 
     def _summarize(self, result: dict[str, Any]) -> None:
         from cifartune.report.summary import print_summary
@@ -364,3 +415,11 @@ class Search:
 
     def _point_out(self, label: str, text: str) -> None:
         self.console.print(f"  {label:14} {text}", highlight=False, soft_wrap=True)
+
+
+def _told_before(look: dict[str, Any], name: str) -> str:
+    accuracy = Accuracy(**look["models"]["folds"]["accuracy"])
+    return (
+        f"{name}: the winner, trial {look['trial']}, was evaluated at {look['time']}: {accuracy}; "
+        "a second look at the same images tells nothing new. To look all the same: --again"
+    )

@@ -8,15 +8,29 @@ import torch
 
 from cifartune.config import Recipe
 from cifartune.data import LabelledImages
-from cifartune.evaluate import evaluate, export_ensemble, load_ensemble, stand_in
+from cifartune.evaluate import (
+    export_ensemble,
+    judge,
+    load_ensemble,
+    save_predictions,
+    stand_in,
+)
+from cifartune.statistics import Accuracy
 from cifartune.training import SplitImages, Trainer
 from cifartune.training.classifier import Classifier, Ensemble, predict, save_classifier
 
 
 @pytest.fixture(scope="module")
-def ensemble(split: SplitImages, tmp_path_factory: pytest.TempPathFactory) -> Ensemble:
+def weights(split: SplitImages, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """The files of two networks, each of which looks at an image and its mirror image."""
     recipe = Recipe().with_values(
-        {"model.name": "speednet_small", "model.resolution": 16, "epochs": 1, "precision": "fp32"}
+        {
+            "model.name": "speednet_small",
+            "model.resolution": 16,
+            "epochs": 1,
+            "precision": "fp32",
+            "tta": "flip",
+        }
     )
     weights = []
     for seed in range(2):
@@ -24,6 +38,11 @@ def ensemble(split: SplitImages, tmp_path_factory: pytest.TempPathFactory) -> En
         next(iter(trainer))
         weights.append(tmp_path_factory.mktemp("fold") / "weights.safetensors")
         save_classifier(trainer.classifier, weights[-1])
+    return weights
+
+
+@pytest.fixture
+def ensemble(weights: list[Path]) -> Ensemble:
     return load_ensemble(weights)
 
 
@@ -34,14 +53,35 @@ def test_the_ensemble_averages_probabilities(ensemble: Ensemble, split: SplitIma
     torch.testing.assert_close(predict(ensemble, images), (one + other) / 2)
 
 
-def test_accuracy_counts_right_answers(ensemble: Ensemble, split: SplitImages) -> None:
-    images = split.images[:20]
-    answers = predict(ensemble, images).argmax(1).numpy().astype(np.uint8)
-    answers[:5] = (answers[:5] + 1) % 10
-    accuracy = evaluate(ensemble, LabelledImages(images.numpy(), answers))
-    # In bf16, where the machine has it, an image or two may fall the other way.
-    assert accuracy.value == pytest.approx(15 / 20, abs=0.1)
-    assert accuracy.low < accuracy.value < accuracy.high
+def test_final_models_are_judged_together(
+    weights: list[Path], split: SplitImages, tmp_path: Path
+) -> None:
+    """Each network predicts once, whatever models it is in."""
+    images = LabelledImages(split.images[:200].numpy(), split.labels[:200].numpy().astype(np.uint8))
+    models = {"folds": weights, "all_images": weights[:1]}
+    tested, predictions = judge(models, {"folds": 1.0, "all_images": 2.0}, images)
+    ensemble = load_ensemble(weights)
+    expected = predict(ensemble, split.images[:200]).log().numpy()
+    # In bf16, where the machine has it.
+    np.testing.assert_allclose(predictions["folds"], expected, atol=0.1)
+    both, one = tested["folds"], tested["all_images"]
+    assert (both.networks, one.networks) == (2, 1)
+    assert both.weights == 2 * one.weights
+    assert both.seconds_per_image > one.seconds_per_image > 0
+    for name, model in tested.items():
+        right = predictions[name].argmax(1) == images.labels
+        assert model.accuracy == Accuracy.of(int(right.sum()), 200)
+        plain = predictions[f"{name}_plain"].argmax(1) == images.labels
+        assert model.plain_accuracy == Accuracy.of(int(plain.sum()), 200)
+        loss = -predictions[name][np.arange(200), images.labels].mean()
+        assert model.calibration.log_loss == pytest.approx(loss, rel=1e-4)
+    assert not np.array_equal(predictions["folds"], predictions["folds_plain"])
+    assert both.calibration.scaled_error == both.calibration.error
+    assert one.calibration.scaled_error != one.calibration.error
+    save_predictions(predictions, tmp_path / "test.npz")
+    with np.load(tmp_path / "test.npz") as kept:
+        assert sorted(kept) == sorted(predictions)
+        np.testing.assert_array_equal(kept["labels"], images.labels)
 
 
 def test_the_stand_in_is_what_its_indices_say(cifar: LabelledImages) -> None:

@@ -5,18 +5,25 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from optuna.trial import TrialState
 from rich.console import Console
+from safetensors.numpy import save_file
 
 from cifartune.config import SearchSpace
-from cifartune.refit import Candidate, SnapshotEnsemble
+from cifartune.config.recipe import Recipe
+from cifartune.data.looks import record_look
+from cifartune.data.splits import make_splits
+from cifartune.refit import Candidate
+from cifartune.refit.candidates import make_candidate
 from cifartune.report.frames import curves_frame, trials_frame
-from cifartune.report.summary import outcome, print_summary, to_json
+from cifartune.report.outcome import outcome, to_json
+from cifartune.report.summary import print_summary
 from cifartune.report.tables import Row, short, show_time, trials_table
 from cifartune.report.terminal import Progress
 from cifartune.runs import RunFolder
-from cifartune.statistics import Accuracy
+from cifartune.tuning.jobs import LOGITS, SNAPSHOTS, WEIGHTS
 from cifartune.tuning.study import TrialStudy, sqlite_url
 
 SPACE = SearchSpace.model_validate(
@@ -56,22 +63,77 @@ def study(tmp_path: Path) -> TrialStudy:
 
 PLANNED = {"epochs": 5.0, "refit_epochs": 20.0, "search": 60.0, "total": 100.0, "disk": 2e6}
 
+LABELS = (np.arange(1000) % 10).astype(np.uint8)
+SPLITS = make_splits(LABELS, validation=100, train_subset=None, folds=5, seed=0)
 
-@pytest.fixture
-def result(study: TrialStudy, tmp_path: Path) -> dict[str, Any]:
+
+def candidate(folder: Path, number: int, recipe: Recipe, share: float) -> Candidate:
+    """A candidate that gets a share of the images right, the same ones whatever its number."""
+    folders = [folder / f"trial-{number}" / f"fold-{fold}" for fold in range(5)]
+    luck = np.random.default_rng(0).random(1000)
+    for fold, path in enumerate(folders):
+        path.mkdir(parents=True)
+        held_out = SPLITS.held_out(fold)[1]
+        classes = np.where(luck < share, LABELS, (LABELS + 1) % 10)[held_out]
+        np.save(path / LOGITS, 3 * np.eye(10, dtype=np.float32)[classes])
+        if recipe.schedule.name == "restarts":
+            (path / SNAPSHOTS / "1").mkdir(parents=True)
+            np.save(path / SNAPSHOTS / "1" / LOGITS, 9 * np.eye(10)[LABELS[held_out]])
+        about = {"run": json.dumps({"epochs": recipe.last_epoch})}
+        save_file({"weight": np.zeros(1)}, path / WEIGHTS, about)
+    return make_candidate(number, recipe, [folders], splits=SPLITS, labels=LABELS)
+
+
+def model(share: float) -> dict[str, Any]:
+    """What evaluation.json says of a final model."""
+    accuracy = {"value": share, "low": share - 0.01, "high": share + 0.01}
+    calibration = {"temperature": 1.1, "log_loss": 0.3, "error": 0.02}
+    return {
+        "networks": 5,
+        "weights": 1000,
+        "accuracy": accuracy,
+        "plain_accuracy": accuracy,
+        "calibration": calibration | {"scaled_log_loss": 0.29, "scaled_error": 0.01},
+        "seconds_per_image": 0.001,
+        "device": "cpu",
+    }
+
+
+def outcome_of(
+    study: TrialStudy, tmp_path: Path, candidates: list[Candidate], looks: list[dict[str, Any]]
+) -> dict[str, Any]:
     run = RunFolder.create(tmp_path / "runs", SPACE, "toy")
     run.plan.write_text(json.dumps(PLANNED))
-    run.evaluation.write_text(json.dumps([{"trial": 2, "accuracies": {}}]))
-    recipe = study.recipe(study.trials[2]).with_values({"epochs": 4})
-    candidate = Candidate(2, recipe, Accuracy.of(90, 100), [0.9, 0.9], 0.4, [], 20)
+    run.evaluation.write_text(json.dumps(looks))
     return outcome(
         study,
-        [candidate],
-        Accuracy.of(91, 100),
+        candidates,
+        LABELS,
         run=run,
+        data_root=tmp_path,
         seconds={"search": 75.0, "refit": 30.0, "evaluate": 5.0, "total": 110.0},
         mlflow={"uri": "sqlite:///mlflow.db", "run_id": "abc"},
     )
+
+
+@pytest.fixture
+def candidates(study: TrialStudy, tmp_path: Path) -> list[Candidate]:
+    """The best trial, and the baseline."""
+    recipes = [study.recipe(trial).with_values({"epochs": 4}) for trial in study.trials]
+    best, baseline = (
+        candidate(tmp_path, 2, recipes[2], 0.9),
+        candidate(tmp_path, 0, recipes[0], 0.8),
+    )
+    return [best, baseline]
+
+
+@pytest.fixture
+def result(study: TrialStudy, candidates: list[Candidate], tmp_path: Path) -> dict[str, Any]:
+    models = {"folds": model(0.91), "all_images": model(0.92)}
+    for trial in (2, 7):
+        record_look(tmp_path, {"trial": trial})
+    look = {"trial": 2, "time": "2026-11-27T12:00:00+00:00", "models": models}
+    return outcome_of(study, tmp_path, candidates, [look])
 
 
 def test_the_outcome_is_complete_and_plain(result: dict[str, Any]) -> None:
@@ -86,8 +148,8 @@ def test_the_outcome_is_complete_and_plain(result: dict[str, Any]) -> None:
     }
     assert result["planned"] == PLANNED
     assert result["used"]["epochs"] == 6
-    assert result["used"]["refit_epochs"] == 5 * 4
-    assert result["used"]["all_images"] == 6 * 45_000 + 20 * 40_000
+    assert result["used"]["refit_epochs"] == 2 * 5 * 4
+    assert result["used"]["all_images"] == 6 * 45_000 + 40 * 40_000
     assert result["used"]["disk"] > 0
     assert result["winner"]["optimizer"]["lr"] == result["changed"]["optimizer.lr"][1]
     assert result["changed"]["epochs"] == [2, 4]
@@ -97,6 +159,11 @@ def test_the_outcome_is_complete_and_plain(result: dict[str, Any]) -> None:
     for key in ("cv_accuracy", "test_accuracy"):
         assert set(result[key]) == {"value", "low", "high"}
     assert {"hardware", "versions", "mlflow", "name", "seconds"} < set(result)
+    assert result["test_looks"] == 1 and result["test_looks_of_all_searches"] == 2
+    assert [c["trial"] for c in result["candidates"]] == [2, 0]
+    [verdict] = result["verdicts"]
+    assert (verdict["rival"], verdict["verdict"]) == (0, "better")
+    assert verdict["folds"]["value"] == pytest.approx(0.1, abs=0.03)
 
 
 def test_the_summary_fits_on_a_terminal(result: dict[str, Any], study: TrialStudy) -> None:
@@ -108,7 +175,10 @@ def test_the_summary_fits_on_a_terminal(result: dict[str, Any], study: TrialStud
         "0*",
         "Winner: trial 2",
         "52.00%",
-        "90.00% (95 % interval",
+        "those that chose nothing",
+        "Better than the baseline: +",
+        "all images",
+        "one look by this search, 2 by all",
         "1 min 50 s",
     ):
         assert told in text
@@ -117,27 +187,55 @@ def test_the_summary_fits_on_a_terminal(result: dict[str, Any], study: TrialStud
     assert ["search", "1", "min", "0", "s", "1", "min", "15", "s", "125%"] in rows
     leaderboard = text[: text.index("5 trials")]
     assert leaderboard.index("52.00%") < leaderboard.index("32.00%") < leaderboard.index("41.00%")
+    assert result["cv_accuracy"]["value"] == pytest.approx(0.9, abs=0.03)
     assert "62.00%" not in leaderboard, "an infeasible trial is no candidate"
 
 
-def test_snapshots_are_told_beside_the_fold_ensemble(study: TrialStudy, tmp_path: Path) -> None:
-    run = RunFolder.create(tmp_path / "runs", SPACE, "toy")
-    recipe = study.recipe(study.trials[2])
-    run.evaluation.write_text(json.dumps([{"trial": 0}, {"trial": 2}]))  # it was extended
-    snapshots = SnapshotEnsemble(Accuracy.of(92, 100), [Path("a"), Path("b")])
-    candidate = Candidate(2, recipe, Accuracy.of(90, 100), [0.9], 0.4, [Path("a")], 4, snapshots)
-    accuracies = Accuracy.of(91, 100), Accuracy.of(93, 100)
-    seconds = {"total": 110.0}
-    result = outcome(study, [candidate], *accuracies, run=run, seconds=seconds, mlflow={})
-    assert result["snapshot_ensemble"]["test_accuracy"]["value"] == 0.93
-    assert result["test_looks"] == 2
-    assert result["snapshot_ensemble"]["models"] == 2
+def told(result: dict[str, Any], study: TrialStudy) -> str:
     file = io.StringIO()
     print_summary(result, study, Console(file=file, width=80))
-    lines = [line for line in file.getvalue().splitlines() if "%" in line]
-    assert any("snapshots" in line and "92.00%" in line for line in lines)
-    assert any("test" in line and "93.00%" in line for line in lines)
     assert max(map(len, file.getvalue().splitlines())) <= 80
+    return file.getvalue()
+
+
+def test_snapshots_are_told_beside_the_fold_ensemble(study: TrialStudy, tmp_path: Path) -> None:
+    values = {"schedule.name": "restarts", "schedule.cycles": 2}
+    recipe = study.recipe(study.trials[2]).with_values(values)
+    winner = candidate(tmp_path, 2, recipe, 0.9)
+    models = {"folds": model(0.91), "snapshots": model(0.93)}
+    looks = [{"trial": 0, "models": {}}, {"trial": 2, "models": models}]  # it was extended
+    result = outcome_of(study, tmp_path, [winner], looks)
+    assert result["snapshot_cv_accuracy"]["value"] == 1
+    assert result["test_looks"] == 2
+    lines = told(result, study).splitlines()
+    assert any("snapshots" in line and "100.00%" in line for line in lines)
+    assert any("snapshots" in line and "93.00%" in line for line in lines)
+
+
+def test_a_search_that_is_sealed_says_how_to_open_the_test_set(
+    study: TrialStudy, candidates: list[Candidate], tmp_path: Path
+) -> None:
+    result = outcome_of(study, tmp_path, candidates, [])
+    assert result["test_accuracy"] is None and result["models"] is None
+    assert "not looked at; look: cifartune evaluate toy" in told(result, study)
+
+
+def test_the_verdict_says_when_the_baseline_won_or_was_not_tried(
+    study: TrialStudy, candidates: list[Candidate], tmp_path: Path
+) -> None:
+    best, baseline = candidates
+    (tmp_path / "other").mkdir()
+    won = outcome_of(study, tmp_path / "other", [baseline, best], [])
+    assert "The baseline won" in told(won, study)
+    alone = outcome_of(study, tmp_path, [best], [])
+    assert "Not held against the baseline" in told(alone, study)
+
+
+def test_what_cannot_be_told_apart_is_said_to_be_so(study: TrialStudy, tmp_path: Path) -> None:
+    recipe = study.recipe(study.trials[2])
+    alike = [candidate(tmp_path, number, recipe, 0.9 - number / 1e4) for number in (2, 0)]
+    result = outcome_of(study, tmp_path, alike, [])
+    assert "Cannot be told apart from the baseline" in told(result, study)
 
 
 def test_frames_have_a_row_a_trial_and_a_row_an_epoch(study: TrialStudy) -> None:
@@ -163,16 +261,21 @@ def test_progress_is_a_table_or_plain_lines(terminal: bool, study: TrialStudy) -
                 progress.epoch_ended(trial.number, epoch, metrics)
             if trial.state is not TrialState.RUNNING:
                 progress.trial_ended(trial)
-        progress.refit_started(2, SPACE.base, folds=2)
-        progress.fold_epoch_ended(2, 0, 1, {"val_accuracy": 0.9, "seconds": 3.0})
+        progress.refit_started(2, SPACE.base)
+        progress.part_epoch_ended(2, "fold-0", 1, {"val_accuracy": 0.9, "seconds": 3.0})
+        progress.part_epoch_ended(2, "all-images", 2, {"seconds": 3.0})
+        progress.refit_started(0, SPACE.base)
+        progress.refit_ended(0, {}, "behind trial 2 after 2 folds (p 1e-05)")
     text = file.getvalue()
     assert max(len(line.rsplit("\r")[-1]) for line in text.splitlines()) <= 80
     if terminal:
         assert "5/5 trials (2 complete, 1 stopped, 1 non finite loss, 1 error)" in text
-        assert "refit of trial 2, 2 folds: 1/2 90.0%" in text
+        assert "refit of trial 2: 2/2  1/2 90.0%" in text
+        assert "refit of trial 0: waiting  dropped: behind trial 2" in text
     else:
         assert "trial   2  epoch 2/2  val_accuracy 52.00%" in text
         assert "trial   3  non finite loss: the loss was not finite in epoch 2" in text
+        assert "refit of trial 2  all images  epoch 2/2  3.0 s" in text
         assert "\x1b" not in text
 
 

@@ -107,10 +107,11 @@ def test_a_search_is_a_tree_of_runs(run: RunFolder, study: TrialStudy) -> None:
     for end in ("complete", "prune", "reject", "fail"):
         do_trial(tracker, study, end)
     recipe = study.recipe(study.trials[0])
-    tracker.refit_started(0, recipe, folds=2)
-    for fold in range(2):
-        tracker.fold_epoch_ended(0, fold, 1, METRICS)
-        tracker.fold_ended(0, fold, 0.75)
+    tracker.refit_started(0, recipe)
+    facts = {"fold": 1, "weights_sha256": "abc", "params": 5, "threads": 2}
+    for part in ("fold-0", "fold-1"):
+        tracker.part_epoch_ended(0, part, 1, METRICS)
+        tracker.part_ended(0, part, 0.75, facts if part == "fold-1" else {})
     tracker.refit_ended(0, {"cv_accuracy": 0.75})
     tracker.close()
     assert tracker.failures == []
@@ -135,6 +136,12 @@ def test_a_search_is_a_tree_of_runs(run: RunFolder, study: TrialStudy) -> None:
     parameters = {name: str(value) for name, value in recipe.flat().items()}
     assert found["trial-0"].data.params == parameters
     assert found["refit-0"].data.metrics["cv_accuracy"] == 0.75
+    assert found["refit-0-fold-0"].data.metrics["held_out_accuracy"] == 0.75
+    tags = found["refit-0-fold-1"].data.tags
+    known = {name: tags.get(f"cifartune.{name}") for name in ("kind", *facts)}
+    # Of the numbers, those that say how it was computed.
+    expected = {"kind": "fold", "fold": "1", "weights_sha256": "abc", "threads": "2"}
+    assert known == {**expected, "params": None}
 
 
 def test_every_epoch_is_a_step(run: RunFolder, study: TrialStudy) -> None:
@@ -165,6 +172,27 @@ def test_what_is_interrupted_is_killed_and_then_goes_on(run: RunFolder, study: T
     again.trial_ended(study.trials[0])
     again.close()
     assert {one.info.status for one in logged(run).values()} == {"FINISHED"}
+
+
+def test_a_fold_that_is_interrupted_goes_on(run: RunFolder, study: TrialStudy) -> None:
+    recipe = study.propose().recipe
+    first = tracker_of(run)
+    first.refit_started(0, recipe)
+    first.part_epoch_ended(0, "fold-0", 1, METRICS)
+    first.close("KILLED")
+    again = tracker_of(run)
+    again.refit_started(0, recipe)
+    again.part_epoch_ended(0, "fold-0", 2, METRICS)
+    again.part_ended(0, "fold-0", 0.75, {"weights_sha256": "abc"})
+    again.close("KILLED")
+    assert logged(run)["refit-0-fold-0"].info.status == "FINISHED"
+
+    third = tracker_of(run)
+    third.part_ended(0, "fold-0", 0.75, {})  # found done, and nothing else is known of it
+    third.close("KILLED")
+    fold = logged(run)["refit-0-fold-0"]
+    assert (fold.info.status, fold.data.tags["cifartune.weights_sha256"]) == ("FINISHED", "abc")
+    assert fold.data.metrics["held_out_accuracy"] == 0.75
 
 
 def test_a_write_that_fails_is_told_and_raises_nothing(run: RunFolder, study: TrialStudy) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cifartune.cli import answers
 from cifartune.cli.machine import cluster_app, data_app
 from cifartune.cli.options import (
     LOCAL,
@@ -34,6 +35,8 @@ app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 app.add_typer(cluster_app, name="cluster")
+for command in (answers.evaluate, answers.compare, answers.reproduce):
+    app.command()(command)
 
 
 @app.command()
@@ -56,6 +59,12 @@ def search(
     ] = "",
     data_dir: DataDirOption = None,
     address: AddressOption = LOCAL,
+    sealed: Annotated[
+        bool,
+        typer.Option(
+            "--sealed", help="Leave the test set closed; cifartune evaluate opens it another day."
+        ),
+    ] = False,
 ) -> None:
     """Search, refit the best by cross-validation, evaluate once, report."""
     from cifartune.config import load_space, smoke_space
@@ -75,7 +84,7 @@ def search(
 
         check_storage(storage)
     root = prepared(data_dir)
-    run = RunFolder.create(runs, space, name, tracking_uri=uri, storage=storage)
+    run = RunFolder.create(runs, space, name, tracking_uri=uri, storage=storage, sealed=sealed)
     try:
         _run(space, run, root, address)
     except BaseException:

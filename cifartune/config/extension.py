@@ -13,10 +13,20 @@ FREE = {
     "search.max_concurrent",
     "search.sampler",
     "refit.top_k",
+    "refit.seeds",
+    "refit.baseline",
+    "refit.all_images",
 }
 """Keys that may be anything."""
 
-MORE_WORK = {"search.num_trials", "search.time_budget", "refit.top_k"}
+MORE_WORK = {
+    "search.num_trials",
+    "search.time_budget",
+    "refit.top_k",
+    "refit.seeds",
+    "refit.baseline",
+    "refit.all_images",
+}
 """Those by which a finished search gets more to do."""
 
 REASONS = {

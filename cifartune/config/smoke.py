@@ -44,7 +44,13 @@ def smoke_space(space: SearchSpace) -> SearchSpace:
         "search": space.search.model_copy(update={"num_trials": 2}),
         "scheduler": space.scheduler.model_copy(update={"grace_period": 1, "brackets": 1}),
         "resources": ResourceSpec(),
-        "refit": RefitSpec(top_k=1, folds=2),
+        "refit": RefitSpec(
+            top_k=1,
+            folds=2,
+            seeds=min(2, space.refit.seeds),
+            baseline=space.refit.baseline,
+            all_images=space.refit.all_images,
+        ),
         "stand_in": 512,
     }
     return _valid_part(dict(space) | changes)

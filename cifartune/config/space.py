@@ -236,6 +236,19 @@ class RefitSpec(Section):
     epochs: int | None = Field(
         None, ge=1, le=10_000, description="Epochs of a refit; the recipe's own if left out."
     )
+    seeds: int = Field(
+        1, ge=1, le=20, description="Training runs of each fold, which differ by their seed alone."
+    )
+    baseline: bool = Field(
+        True,
+        description="Whether the baseline is refit too, so that the answer says whether it was "
+        "beaten; it may win.",
+    )
+    all_images: bool = Field(
+        True,
+        description="Whether the winner is trained once more, on all images, beside the ensemble "
+        "of its folds.",
+    )
 
 
 class SearchSpace(Section):

@@ -67,7 +67,7 @@ def load_train(root: str | Path | None = None) -> LabelledImages:
 
 
 def load_split(root: str | Path | None, split: Split) -> LabelledImages:
-    """Open one split; see `load_train` and `cifartune.data.test_set.load_test`."""
+    """Open one split; see `load_train` and `cifartune.data.test_set.look_at_test`."""
     folder = resolve_root(root)
     _read_marker(folder)
     return LabelledImages(

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 Indices = npt.NDArray[np.int64]
 
+ALL_IMAGES = -2
+"""In place of a fold: every image of the refit trains, and none is held out."""
+
 
 @dataclass(frozen=True)
 class Splits:
@@ -32,12 +35,28 @@ class Splits:
     fold: npt.NDArray[np.int8]
     stand_in: Indices
 
+    @property
+    def folds(self) -> int:
+        """How many folds there are."""
+        return int(self.fold.max()) + 1
+
     def held_out(self, fold: int) -> tuple[Indices, Indices]:
         """The training images of `fold`, and the images that it holds out."""
         return (
             np.flatnonzero((self.fold != fold) & (self.fold >= 0)),
             np.flatnonzero(self.fold == fold),
         )
+
+    def of_run(self, fold: int | None) -> tuple[Indices, Indices]:
+        """The training images of a run, and those that it is validated on.
+
+        Of a fold, of the whole refit for `ALL_IMAGES`, of a trial for None.
+        """
+        if fold is None:
+            return self.train, self.validation
+        if fold == ALL_IMAGES:
+            return np.flatnonzero(self.fold >= 0), np.empty(0, dtype=np.int64)
+        return self.held_out(fold)
 
     def save(self, path: Path) -> None:
         """Writes the indices to an npz file."""

@@ -1,18 +1,25 @@
-"""The test images. Only `evaluate` imports this module, so that nothing else can look at them."""
+"""The test images, which nothing but an evaluation looks at; and each look is counted."""
 
+import datetime
 from pathlib import Path
+from typing import Any
 
-from cifartune.data.cifar10 import LabelledImages
+from cifartune.data.cifar10 import LabelledImages, resolve_root
+from cifartune.data.looks import record_look
 from cifartune.data.prepared import load_split
 
 
-def load_test(root: str | Path | None = None) -> LabelledImages:
-    """Open the 10,000 test images as a copy-on-write memory map.
+def look_at_test(root: str | Path | None = None, **about: Any) -> LabelledImages:
+    """Opens the 10,000 test images, as a copy-on-write memory map, and counts that as a look.
 
     Args:
-        root: folder of the prepared arrays; by default `$CIFARTUNE_DATA` or the user's cache.
+        root: The folder of the prepared arrays; by default `$CIFARTUNE_DATA` or the user's cache.
+        about: Who looks, for the record; the time is added.
 
     Raises:
-        UserError: they are not there; `cifartune data fetch` gets them.
+        UserError: They are not there, `cifartune data fetch` gets them; or looks cannot be counted.
     """
-    return load_split(root, "test")
+    images = load_split(root, "test")
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    record_look(resolve_root(root), {"time": now, **about})
+    return images

@@ -1,6 +1,5 @@
 """From a rehearsal and a few measured recipes to time, memory and disk."""
 
-import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -10,13 +9,12 @@ from typing import Any
 import numpy as np
 
 from cifartune.config import Recipe, SearchSpace
-from cifartune.config.effects import augments
 from cifartune.config.recipe import recipe_fields
+from cifartune.planning.costs import Costs, kind_of, snapshots_of
 from cifartune.planning.rehearsal import MOST_TRIALS, Rehearsed
-from cifartune.schedule import restart_epochs
 from cifartune.seeds import derive_seed
 from cifartune.tuning.checkpoints import KEPT
-from cifartune.tuning.messages import Cost, Probed
+from cifartune.tuning.messages import Probed
 
 MEASURED = 6
 """Recipes that are measured at the most: the kinds of recipe that the space has most of."""
@@ -28,8 +26,8 @@ TEST_IMAGES = 10_000
 EXPORT_SECONDS = 2.0
 """To export and log one fold's network, about; measured on two cores."""
 
-PROCESS_SECONDS = 10.0
-"""To start the processes of a job that has its own, about; measured on two cores."""
+LOGITS_BYTES = 80
+"""Of an image's logits, with test-time augmentation and without."""
 
 TRIAL_BYTES = 20_000
 """Of databases for a trial and its epochs, about."""
@@ -52,7 +50,7 @@ class Plan:
         epochs_low: The fewest that a rehearsal took.
         epochs_high: The most.
         images: Training images that these epochs see.
-        refit_jobs: Folds of all refits.
+        refit_jobs: Training runs of all refits, as if no recipe were dropped on the way.
         refit_epochs: Epochs of all of them together.
         refit_images: Training images that these epochs see.
         start: Until the first trial begins.
@@ -60,7 +58,7 @@ class Plan:
         longest_epoch: What an epoch takes, at the most, with all that comes before and after it.
         search: All trials, bounded by the time budget.
         time_budget: The bound; None: there is none.
-        refit: The cross-validation, which the time budget does not bound.
+        refit: The cross-validation, and the model of all images. The time budget does not bound it.
         evaluate: The test set, and the export of the model.
         device_hours: Hours of GPUs, or of CPU cores where there are none.
         device: `GPU` or `core`.
@@ -121,9 +119,9 @@ def recipes_to_measure(space: SearchSpace) -> list[Recipe]:
         recipes.append(space.base.with_values(space.point(values)))
     first: dict[tuple[Any, ...], Recipe] = {}
     for recipe in recipes:
-        first.setdefault(_kind(recipe), recipe)
-    often = [kind for kind, _ in Counter(map(_kind, recipes)).most_common()]
-    base = _kind(space.base)
+        first.setdefault(kind_of(recipe), recipe)
+    often = [kind for kind, _ in Counter(map(kind_of, recipes)).most_common()]
+    base = kind_of(space.base)
     kinds = [base, *(kind for kind in often if kind != base)][:MEASURED]
     return [first[kind] for kind in kinds]
 
@@ -153,7 +151,7 @@ def make_plan(
         start: Seconds until the first trial begins.
         packing: What trials that share a GPU bring, in words.
     """
-    costs = _Costs(space, recipes, probed.costs)
+    costs = Costs(space, recipes, probed.costs)
     scale = [_longer(space, run) for run in rehearsals]
     epochs = [
         s * sum(trial.epochs for trial in run) for s, run in zip(scale, rehearsals, strict=True)
@@ -167,25 +165,27 @@ def make_plan(
         share = space.search.time_budget / search
         epochs, images, search = [e * share for e in epochs], images * share, search * share
     chosen = [_refit(space, run) for run in rehearsals]
-    folds = space.refit.folds
+    folds, runs = space.refit.folds, space.refit.folds * space.refit.seeds
     refit = fmean(
-        _makespan((costs.fold(recipe) for recipe in run for _ in range(folds)), slots)
+        _makespan((costs.fold(recipe) for _ in range(runs) for recipe in run), slots)
+        + (costs.whole(run[0]) if space.refit.all_images else 0)
         for run in chosen
     )
-    refit_epochs = fmean(folds * sum(recipe.last_epoch for recipe in run) for run in chosen)
+    fold_epochs = fmean(runs * sum(recipe.last_epoch for recipe in run) for run in chosen)
+    whole_epochs = fmean(run[0].last_epoch * space.refit.all_images for run in chosen)
     base = costs.of(space.base)
     views = space.base.views
     tested = space.stand_in or TEST_IMAGES
     predicting = base.predict_rate or base.eval_rate
-    snapshots = _snapshots(space.base)
+    snapshots = snapshots_of(space.base)
     # By the ensemble of the folds, and where there are snapshots by that of all of them.
-    looks = folds * (2 + snapshots if snapshots else 1)
-    evaluate = looks * views * tested / predicting + folds * EXPORT_SECONDS
+    looks = runs + folds * snapshots + space.refit.all_images
+    evaluate = looks * views * tested / predicting + runs * EXPORT_SECONDS
     total = start + search + refit + evaluate
     kept = max(cost.weights_bytes for cost in probed.costs)
     best = kept if space.base.stopping.keep == "best" else 0  # in the checkpoint, once there is one
     trials = _trials(space, rehearsals)
-    top_k = min(space.refit.top_k, trials)
+    refits = round(fmean(map(len, chosen)))
     return Plan(
         trials=trials,
         reaching=_reaching(space, rehearsals, scale),
@@ -193,9 +193,9 @@ def make_plan(
         epochs_low=min(epochs),
         epochs_high=max(epochs),
         images=images,
-        refit_jobs=top_k * folds,
-        refit_epochs=refit_epochs,
-        refit_images=refit_epochs * space.refit_images * (folds - 1) / folds,
+        refit_jobs=refits * runs + space.refit.all_images,
+        refit_epochs=fold_epochs + whole_epochs,
+        refit_images=(fold_epochs * (folds - 1) / folds + whole_epochs) * space.refit_images,
         start=start,
         first_epoch=costs.trial(space.base, 1),
         longest_epoch=max(costs.whole_epoch(recipe) for recipe, _ in costs.measured),
@@ -207,9 +207,10 @@ def make_plan(
         device="GPU" if gpus else "core",
         memory=probed.memory_bytes,
         # The folds' weights, and the winner's twice more: exported, and logged.
-        disk=(top_k * (1 + snapshots) + 2) * folds * kept
-        + min(space.checkpoints.keep, trials) * kept
-        + top_k * space.refit_images * 40
+        disk=(refits * (1 + snapshots) + 2) * runs * kept
+        + (space.refit.all_images + min(space.checkpoints.keep, trials)) * kept
+        # Their logits, beside the weights and once more together.
+        + refits * space.refit.seeds * space.refit_images * 2 * LOGITS_BYTES
         + slots * KEPT * (max(cost.checkpoint_bytes for cost in probed.costs) + best)
         + trials * TRIAL_BYTES,
         slots=slots,
@@ -217,106 +218,6 @@ def make_plan(
         rates={costs.name(recipe): c.train_rate for recipe, c in costs.measured},
         savings=_savings(space, search, refit) if total > LONG_SECONDS else {},
     )
-
-
-class _Costs:
-    """What recipes cost: what was measured, and for others what comes nearest."""
-
-    def __init__(
-        self, space: SearchSpace, recipes: Sequence[Recipe], costs: Sequence[Cost]
-    ) -> None:
-        self._space = space
-        self.measured = list(zip(recipes, costs, strict=True))
-
-    def of(self, recipe: Recipe) -> Cost:
-        """The cost of the measured recipe that has most in common with `recipe`."""
-        kind = _kind(recipe)
-
-        def alike(pair: tuple[Recipe, Cost]) -> tuple[bool, int]:
-            other = _kind(pair[0])
-            same_network = pair[0].model.name == recipe.model.name
-            return same_network, sum(a == b for a, b in zip(kind, other, strict=True))
-
-        return max(self.measured, key=alike)[1]
-
-    def trial(self, recipe: Recipe, epochs: int) -> float:
-        """Seconds of a trial that is trained for `epochs`."""
-        cost, space = self.of(recipe), self._space
-        trained = _epochs(cost, epochs, space.train_images, space.data.validation)
-        return self._begin(cost) + trained
-
-    def fold(self, recipe: Recipe) -> float:
-        """Seconds of one fold of a recipe's refit."""
-        cost, images = self.of(recipe), self._space.refit_images
-        held_out = images / self._space.refit.folds
-        trained = _epochs(cost, recipe.last_epoch, images - held_out, held_out)
-        predicted = recipe.views * held_out / (cost.predict_rate or cost.eval_rate)
-        return self._begin(cost) + trained + predicted * (1 + _snapshots(recipe))
-
-    def _begin(self, cost: Cost) -> float:
-        """Seconds until a job's first step."""
-        is_new = self._space.resources.isolation == "process"
-        return cost.build_seconds + PROCESS_SECONDS * is_new
-
-    def whole_epoch(self, recipe: Recipe) -> float:
-        """Seconds of the first epoch on all images of the refit, and of what follows the last."""
-        cost, images = self.of(recipe), self._space.refit_images
-        rest = _epochs(cost, 1, images, images) + cost.build_seconds
-        return rest + recipe.views * images / (cost.predict_rate or cost.eval_rate)
-
-    def name(self, recipe: Recipe) -> str:
-        """What tells a recipe from the others that were measured."""
-        kinds = zip(*(_kind(other) for other, _ in self.measured), strict=True)
-        (_, network), *traits = _traits(recipe)
-        next(kinds)  # the network is said in any case
-        named = [
-            word for (_, word), others in zip(traits, kinds, strict=True) if len(set(others)) > 1
-        ]
-        return ", ".join([network, *named])
-
-
-_KIND = (
-    *("model.name", "model.stem", "model.resolution", "model.depth", "model.width"),
-    *("model.channels", "model.squeeze_excite", "model.trainable", "data.small_side"),
-    *("augment.copies", "batch_size", "optimizer.name"),
-    *("precision", "memory_format", "compile", "micro_batch"),
-)
-"""The fields that decide what an image costs."""
-
-
-def _epochs(cost: Cost, epochs: int, train_images: float, evaluated: float) -> float:
-    """Seconds of the first `epochs` of a run."""
-    first, later = cost.train_rate, cost.later_rate or cost.train_rate
-    training = train_images * (1 / first + (epochs - 1) / later)
-    return training + epochs * (evaluated / cost.eval_rate + cost.checkpoint_seconds)
-
-
-def _snapshots(recipe: Recipe) -> int:
-    """How many epochs of a fold are kept beside its last."""
-    return len(restart_epochs(recipe))
-
-
-def _kind(recipe: Recipe) -> tuple[Any, ...]:
-    return tuple(value for value, _ in _traits(recipe))
-
-
-def _traits(recipe: Recipe) -> list[tuple[Any, str]]:
-    """What decides the cost of an image, each trait as it is compared and as it is said."""
-    values = recipe.flat()
-    share = round(4 * recipe.data.small_share) if recipe.data.small_side else 0
-    twice = recipe.optimizer.sam_rho > 0  # two gradients a step
-    kept = recipe.model.trainable != "all" and not augments(recipe)  # features
-    return [
-        *((_alike(value), str(value)) for value in (values[name] for name in _KIND)),
-        (share, f"small images for {share / 4:.0%}"),
-        (twice, "with sharpness" if twice else "plain steps"),
-        (kept, "features kept" if kept else "features not kept"),
-    ]
-
-
-def _alike(value: Any) -> Any:
-    """The same for numbers that are less than a factor of two apart."""
-    return round(math.log2(1 + value)) if type(value) is int else value
 
 
 def _trials(space: SearchSpace, rehearsals: Sequence[Sequence[Rehearsed]]) -> int:
@@ -361,9 +262,12 @@ def _reaching(
 
 
 def _refit(space: SearchSpace, run: Sequence[Rehearsed]) -> list[Recipe]:
-    """The recipes as refit, if each trial keeps its last epoch."""
+    """The recipes as refit, if each trial keeps its last epoch and none is dropped on the way."""
     values = {"epochs": space.refit.epochs, "stopping.epoch": 0} if space.refit.epochs else {}
-    return [trial.recipe.with_values(values) for trial in run if trial.is_best]
+    recipes = [trial.recipe for trial in run if trial.is_best]
+    if space.refit.baseline and not run[0].is_best:
+        recipes.append(space.base)
+    return [recipe.with_values(values) for recipe in recipes]
 
 
 def _makespan(seconds: Iterable[float], slots: int) -> float:
@@ -377,8 +281,11 @@ def _makespan(seconds: Iterable[float], slots: int) -> float:
 def _savings(space: SearchSpace, search: float, refit: float) -> dict[str, float]:
     """What would make the search shorter, the most effective first."""
     options = {}
+    refits = space.refit.top_k + space.refit.baseline
     if space.refit.top_k > 1:
-        options["refit.top_k=1"] = refit * (1 - 1 / space.refit.top_k)
+        options["refit.top_k=1"] = refit * (1 - (1 + space.refit.baseline) / refits)
+    elif space.refit.baseline:
+        options["refit.baseline=false"] = refit / 2
     if space.refit.folds > 3:
         # Fewer folds, each on fewer images: 2 / 3 of all instead of 4 / 5.
         epochs = {n: n - 1 for n in (space.refit.folds, 3)}

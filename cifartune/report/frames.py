@@ -15,6 +15,8 @@ def trials_frame(study: TrialStudy) -> pd.DataFrame:
     for trial in study.trials:
         epochs = trial.intermediate_values
         known = attributes(trial)
+        for name in ("recipe", "environment"):  # texts, of which the columns are made below
+            known.pop(name, None)
         rows.append(
             {
                 "trial": trial.number,

@@ -1,137 +1,23 @@
-"""The end of a search: its outcome as result.json, and as text for the terminal."""
+"""The end of a search as text for the terminal."""
 
-import json
+from collections.abc import Iterator
 from textwrap import indent
 from typing import Any
 
 import yaml
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 from rich.console import Console
 from rich.table import Table
 
-from cifartune.config import Recipe, SearchSpace
-from cifartune.refit import Candidate
-from cifartune.report.machine import hardware, versions
 from cifartune.report.planned import size, used_table
 from cifartune.report.tables import Row, short, show, show_time, trials_table
-from cifartune.runs import RunFolder
 from cifartune.statistics import Accuracy
-from cifartune.tuning.disk import freed_bytes
-from cifartune.tuning.study import (
-    REFUSED,
-    TrialStudy,
-    attributes,
-    is_feasible,
-    kept_epoch,
-)
+from cifartune.tuning.study import TrialStudy, kept_epoch
 
 LEADERBOARD = 10
 
-
-def outcome(
-    study: TrialStudy,
-    candidates: list[Candidate],
-    test: Accuracy,
-    snapshots: Accuracy | None = None,
-    *,
-    run: RunFolder,
-    seconds: dict[str, float],
-    mlflow: dict[str, str],
-) -> dict[str, Any]:
-    """What result.json holds; accuracies are shares in [0, 1]."""
-    winner, space = candidates[0], study.space
-    trials = study.trials
-    trained = [t for t in trials if attributes(t).get("failure") != REFUSED]
-    states = [trial.state for trial in trained]
-    return {
-        "name": run.name,
-        "changes": run.changes,
-        "objective": space.target.model_dump(),
-        "objectives": [target.model_dump() for target in space.targets],
-        "winner": winner.recipe.model_dump(),
-        "winner_trial": winner.number,
-        "baseline": space.base.model_dump(exclude={"seed"}),
-        "changed": changes(space.base, winner.recipe, space),
-        "validation_accuracy": attributes(trials[winner.number]).get("val_accuracy"),
-        "baseline_validation_accuracy": attributes(trials[0]).get("val_accuracy"),
-        "cv_accuracy": winner.accuracy.as_dict(),
-        "fold_accuracies": winner.fold_accuracies,
-        "candidates": [
-            {"trial": c.number, "cv_accuracy": c.accuracy.as_dict(), "cv_loss": c.loss}
-            for c in candidates
-        ],
-        "test_accuracy": test.as_dict(),
-        "snapshot_ensemble": _snapshot_ensemble(winner, snapshots),
-        "test_looks": len(run.looks),
-        "test_set": "stand-in cut from the training images" if space.stand_in else "CIFAR-10 test",
-        "test_time_augmentation": winner.recipe.tta,
-        "trials": {
-            "total": len(trained),
-            "complete": states.count(TrialState.COMPLETE),
-            "pruned": states.count(TrialState.PRUNED),
-            "failed": states.count(TrialState.FAIL),
-            "infeasible": sum(not is_feasible(trial) for trial in trained),
-            "refused": len(trials) - len(trained),
-        },
-        "pareto_front": [
-            {"trial": t.number, **_values(space, t)}
-            for t in (study.front if len(space.targets) > 1 else [])
-        ],
-        "seconds": seconds,
-        "planned": json.loads(run.plan.read_text()) if run.plan.exists() else None,
-        "used": _used(study, candidates, run, seconds),
-        "freed_bytes": freed_bytes(run.trials),
-        "hardware": hardware(),
-        "versions": versions(),
-        "mlflow": mlflow,
-    }
-
-
-def _values(space: SearchSpace, trial: FrozenTrial) -> dict[str, float]:
-    """The objectives of a complete trial, by metric."""
-    metrics = [target.metric for target in space.targets]
-    return dict(zip(metrics, trial.values, strict=True))
-
-
-def _snapshot_ensemble(winner: Candidate, test: Accuracy | None) -> dict[str, Any] | None:
-    if winner.snapshots is None or test is None:
-        return None
-    return {
-        "cv_accuracy": winner.snapshots.accuracy.as_dict(),
-        "test_accuracy": test.as_dict(),
-        "models": len(winner.snapshots.weights),
-    }
-
-
-def _used(
-    study: TrialStudy, candidates: list[Candidate], run: RunFolder, seconds: dict[str, float]
-) -> dict[str, Any]:
-    """What the search took, under the names that the plan has for it."""
-    space = study.space
-    epochs = sum(len(trial.intermediate_values) for trial in study.trials)
-    folds = space.refit.folds
-    refit_epochs = sum(candidate.epochs for candidate in candidates)
-    files = [f for f in run.path.rglob("*") if f.is_file() and run.ray not in f.parents]
-    logged = run.program.stat().st_size if run.program.exists() else 0
-    return {
-        "epochs": epochs,
-        "refit_epochs": refit_epochs,
-        "all_images": epochs * space.train_images
-        + refit_epochs * space.refit_images * (folds - 1) // folds,
-        **{stage: seconds.get(stage) for stage in ("start", "search", "refit", "total")},
-        "memory": max((attributes(t).get("memory_bytes", 0) for t in study.trials), default=0),
-        "disk": sum(file.stat().st_size for file in files) + logged,
-    }
-
-
-def changes(base: Recipe, recipe: Recipe, space: SearchSpace) -> dict[str, list[Any]]:
-    """The fields in which `recipe` differs from the baseline: [baseline's, its own].
-
-    Only what was searched, and the refit's epochs: seeds differ in any case.
-    """
-    before, after = base.flat(), recipe.flat()
-    names = [*space.parameters, "epochs", "stopping.epoch"]
-    return {n: [before[n], after[n]] for n in dict.fromkeys(names) if before[n] != after[n]}
+MODELS = {"folds": "fold ensemble", "all_images": "all images", "snapshots": "snapshots"}
+"""What the final models are called."""
 
 
 def print_summary(result: dict[str, Any], study: TrialStudy, console: Console) -> None:
@@ -161,23 +47,15 @@ def print_summary(result: dict[str, Any], study: TrialStudy, console: Console) -
     recipe = {key: _rounded(value) for key, value in result["winner"].items() if key != "seed"}
     text = yaml.safe_dump(recipe, default_flow_style=None, sort_keys=False, width=58)
     console.print(indent(text.rstrip(), "  "), highlight=False, markup=False)
-    looks = "once" if result["test_looks"] == 1 else f"look {result['test_looks']} of this search"
-    lines = [
-        ("validation", _percent(result["validation_accuracy"])),
-        ("", f"baseline {_percent(result['baseline_validation_accuracy'])}"),
-        (f"{len(result['fold_accuracies'])}-fold CV", _interval(result["cv_accuracy"])),
-        ("test", f"{_interval(result['test_accuracy'])}, fold ensemble, {looks}"),
-    ]
-    if result["test_set"] != "CIFAR-10 test":
-        lines[-1] = ("stand-in", f"{_interval(result['test_accuracy'])}, no test images used")
-    if snapshots := result["snapshot_ensemble"]:
-        lines += [
-            ("snapshots", f"{_interval(snapshots['cv_accuracy'])}, CV: the ends of all cycles"),
-            ("", f"{_interval(snapshots['test_accuracy'])}, {lines[-1][0]}, in the same look"),
-        ]
+    console.print("\n[bold]Verdict[/]")
+    for line in _verdicts(result):
+        console.print(f"  {line}", highlight=False)
     console.print("\n[bold]Accuracy[/]")
-    for label, text in lines:
+    for label, text in _accuracies(result):
         console.print(f"  {label:12} {text}", highlight=False)
+    if result["models"]:
+        console.print(f"\n[bold]Final models[/] on {_test_set(result)}; {_views(result)}")
+        console.print(_models(result))
     seconds = result["seconds"]
     parts = ", ".join(f"{name} {show_time(s)}" for name, s in seconds.items() if name != "total")
     console.print(f"\n[bold]Time[/] {show_time(seconds['total'])}: {parts}", highlight=False)
@@ -186,6 +64,96 @@ def print_summary(result: dict[str, Any], study: TrialStudy, console: Console) -
     if result["planned"]:
         console.print("\n[bold]Planned and used[/]")
         console.print(used_table(result["planned"], result["used"]))
+
+
+def _verdicts(result: dict[str, Any]) -> Iterator[str]:
+    """The winner against the baseline and the next best, in words."""
+    winner, verdicts = result["winner_trial"], result["verdicts"]
+    if not winner:
+        yield "The baseline won: nothing that was tried is better."
+    elif all(verdict["rival"] for verdict in verdicts):
+        yield "Not held against the baseline, which was not refit."
+    of_baseline = [verdict for verdict in verdicts if winner and not verdict["rival"]]
+    others = [verdict for verdict in verdicts if verdict not in of_baseline]
+    for verdict in [*of_baseline, *others[:1]]:
+        name = f"trial {verdict['rival']}" if verdict["rival"] else "the baseline"
+        told = {"better": "Better than", "worse": "Worse than"}
+        words = told.get(verdict["verdict"], "Cannot be told apart from")
+        by = verdict["folds"]
+        yield (
+            f"{words} {name}: {_points(by['value'])} points "
+            f"({_points(by['low'])} to {_points(by['high'])})"
+        )
+        yield (
+            f"  p {verdict['folds_p']:.2g} on folds, {verdict['images']['p']:.2g} on "
+            f"{verdict['compared_images']:,} images"
+        )
+
+
+def _points(difference: float) -> str:
+    return f"{100 * difference:+.2f}"
+
+
+def _accuracies(result: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """What was estimated of the winner, from the most hopeful to the most honest."""
+    told = f"{_percent(result['validation_accuracy'])}, by the images that chose it"
+    yield "validation", f"{told}; baseline {_percent(result['baseline_validation_accuracy'])}"
+    if chosen := result["cv_accuracy_of_validation_images"]:
+        yield "", f"{_percent(chosen['value'])}, the same images out of fold"
+    folds = f"{result['folds']}-fold CV"
+    yield folds, f"{_interval(result['cv_accuracy'])}, {result['images']:,} images"
+    if unchosen := result["cv_accuracy_of_images_that_chose_nothing"]:
+        yield "", f"{_interval(unchosen)}, those that chose nothing"
+    if result["snapshot_cv_accuracy"]:
+        yield (
+            "snapshots",
+            f"{_interval(result['snapshot_cv_accuracy'])}, CV: the ends of all cycles",
+        )
+    if not result["test_accuracy"]:
+        yield "test", f"not looked at; look: cifartune evaluate {result['name']}"
+        return
+    label = "test" if result["test_set"] == "CIFAR-10 test" else "stand-in"
+    yield label, f"{_interval(result['test_accuracy'])}, fold ensemble"
+
+
+def _test_set(result: dict[str, Any]) -> str:
+    if result["test_set"] != "CIFAR-10 test":
+        return "training images that stand in, no test images used"
+    every = result["test_looks_of_all_searches"]
+    looks = "one look" if result["test_looks"] == 1 else f"{result['test_looks']} looks"
+    return f"the test set: {looks} by this search, {every} by all with these images"
+
+
+def _views(result: dict[str, Any]) -> str:
+    tta = result["test_time_augmentation"]
+    return "no test-time augmentation" if tta == "none" else f"test-time augmentation: {tta}"
+
+
+def _models(result: dict[str, Any]) -> Table:
+    """The final models, a row each."""
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for heading in (
+        "",
+        "nets",
+        "accuracy",
+        "one view",
+        "log loss",
+        "calibration error",
+        "ms/image",
+    ):
+        table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
+    for name, model in result["models"].items():
+        calibration = model["calibration"]
+        table.add_row(
+            MODELS[name],
+            str(model["networks"]),
+            _percent(model["accuracy"]["value"]),
+            _percent(model["plain_accuracy"]["value"]),
+            f"{calibration['log_loss']:.3f}",
+            f"{calibration['error']:.1%}, scaled {calibration['scaled_error']:.1%}",
+            f"{1000 * model['seconds_per_image']:.2g}",
+        )
+    return table
 
 
 def _front(front: list[dict[str, Any]]) -> Table:
@@ -208,11 +176,6 @@ def _leaderboard(study: TrialStudy, width: int) -> Table:
         rows.append(Row(trial.number, trial.params, recipe.last_epoch, state, epoch, value))
     space = study.space
     return trials_table(space.target.metric, list(space.parameters), rows, width=width)
-
-
-def to_json(result: dict[str, Any]) -> str:
-    """The text of result.json."""
-    return json.dumps(result, indent=2) + "\n"
 
 
 def _exact(value: Any) -> str:

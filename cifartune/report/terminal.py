@@ -32,8 +32,9 @@ class Progress(Observer):
         self._metric = space.target.metric
         self._start = time.monotonic()
         self._rows: dict[int, Row] = {}
-        self._folds: dict[tuple[int, int], tuple[int, float]] = {}
-        self._refits: dict[int, tuple[int, int]] = {}
+        self._parts: dict[tuple[int, str], tuple[int, float | None]] = {}
+        self._refits: dict[int, int] = {}  # the epochs of each run
+        self._dropped: dict[int, str] = {}
         self._live: Live | None = None
 
     @contextmanager
@@ -71,18 +72,25 @@ class Progress(Observer):
         message = attributes(trial).get("message")
         self._line(f"trial {trial.number:3}  {row.state}" + (f": {message}" if message else ""))
 
-    def refit_started(self, number: int, recipe: Recipe, folds: int) -> None:
-        self._refits[number] = folds, recipe.last_epoch
-        self._line(f"refit of trial {number}: {folds} folds of {recipe.last_epoch} epochs")
+    def refit_started(self, number: int, recipe: Recipe) -> None:
+        self._refits[number] = recipe.last_epoch
+        self._line(f"refit of trial {number}: {recipe.last_epoch} epochs a fold")
 
-    def fold_epoch_ended(
-        self, number: int, fold: int, epoch: int, metrics: dict[str, float]
+    def part_epoch_ended(
+        self, number: int, part: str, epoch: int, metrics: dict[str, float]
     ) -> None:
-        self._folds[number, fold] = epoch, metrics["val_accuracy"]
+        accuracy = metrics.get("val_accuracy")
+        self._parts[number, part] = epoch, accuracy
+        told = "" if accuracy is None else f"val_accuracy {accuracy:.2%}  "
         self._line(
-            f"refit of trial {number}  fold {fold}  epoch {epoch}/{self._refits[number][1]}  "
-            f"val_accuracy {metrics['val_accuracy']:.2%}  {metrics['seconds']:.1f} s"
+            f"refit of trial {number}  {part.replace('-', ' ')}  "
+            f"epoch {epoch}/{self._refits[number]}  {told}{metrics['seconds']:.1f} s"
         )
+
+    def refit_ended(self, number: int, metrics: dict[str, float], dropped: str = "") -> None:
+        if dropped:
+            self._dropped[number] = dropped
+            self._line(f"refit of trial {number}  dropped: {dropped}")
 
     def _line(self, text: str) -> None:
         if self._live is None:
@@ -122,11 +130,14 @@ class Progress(Observer):
         return sorted(self._rows.values(), key=rank)[:ROWS]
 
     def _refit_lines(self) -> Iterator[Text]:
-        for number, (folds, epochs) in self._refits.items():
+        for number, epochs in self._refits.items():
             parts = [
-                f"{epoch}/{epochs} {accuracy:.1%}" if epoch < epochs else f"{accuracy:.1%}"
-                for (trial, _), (epoch, accuracy) in sorted(self._folds.items())
+                f"{epoch}/{epochs}" * (epoch < epochs or accuracy is None)
+                + ("" if accuracy is None else f" {accuracy:.1%}")
+                for (trial, _), (epoch, accuracy) in sorted(self._parts.items())
                 if trial == number
             ]
-            told = "  ".join(parts)
-            yield Text(f"refit of trial {number}, {folds} folds: {told}", style="bold")
+            told = "  ".join(part.strip() for part in parts) or "waiting"
+            if number in self._dropped:
+                told += f"  dropped: {self._dropped[number]}"
+            yield Text(f"refit of trial {number}: {told}", style="bold")

@@ -18,11 +18,13 @@ def outcome_of(run: RunFolder) -> tuple[dict[str, float], list[Path], Path]:
     metrics = {
         "val_accuracy": result["validation_accuracy"],
         "cv_accuracy": result["cv_accuracy"]["value"],
-        "test_accuracy": result["test_accuracy"]["value"],
+        "test_accuracy": result["test_accuracy"] and result["test_accuracy"]["value"],
+        "test_looks": result["test_looks"],
+        "test_looks_of_all_searches": result["test_looks_of_all_searches"],
         "seconds": result["seconds"]["total"],
     }
     known = {name: value for name, value in metrics.items() if value is not None}
-    files = [run.trials_csv, run.result, run.plan]
+    files = [run.trials_csv, run.result, run.plan, *sorted(run.mistakes.glob("*.*"))]
     return known, [file for file in files if file.exists()], run.program
 
 

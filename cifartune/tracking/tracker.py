@@ -79,8 +79,8 @@ def _why_silent(uri: str) -> str:
     return ""
 
 
-COUNTS = ("resolved_micro_batch", "threads")
-"""Facts of a trial that say how it was computed, and are numbers."""
+COUNTS = ("resolved_micro_batch", "threads", "workers", "fold")
+"""Facts of a run that say how it was computed, and are numbers."""
 
 
 class MlflowTracker(Observer):
@@ -196,9 +196,8 @@ class MlflowTracker(Observer):
         key = f"trial-{trial.number}"
         if key not in self._told.steps:
             return  # over before it began
-        facts = {k: v for k, v in attributes(trial).items() if isinstance(v, str) or k in COUNTS}
         feasible = is_feasible(trial)
-        tags = {"state": trial.state.name, "feasible": feasible, **facts}
+        tags = {"state": trial.state.name, "feasible": feasible, **_told_of(attributes(trial))}
         self._put("tag", key, tags=_texts(tags))
         end = {k: v for k, v in attributes(trial).items() if k in ("params", "kept_epoch")}
         if trial.values:
@@ -206,26 +205,45 @@ class MlflowTracker(Observer):
         self._log(key, end)
         self._put("end", key, status=final_status(trial), is_final=True)
 
-    def refit_started(self, number: int, recipe: Recipe, folds: int) -> None:
+    def refit_started(self, number: int, recipe: Recipe) -> None:
         tags = {"kind": "refit", "trial": number, "recipe_id": recipe.id}
         self._start(f"refit-{number}", "search", tags, recipe.flat())
-        for fold in range(folds):
-            tags = {"kind": "fold", "trial": number, "fold": fold}
-            self._start(f"refit-{number}-fold-{fold}", f"refit-{number}", tags, {"fold": fold})
 
-    def fold_epoch_ended(
-        self, number: int, fold: int, epoch: int, metrics: dict[str, float]
+    def part_epoch_ended(
+        self, number: int, part: str, epoch: int, metrics: dict[str, float]
     ) -> None:
-        self._log(f"refit-{number}-fold-{fold}", metrics, epoch)
+        self._log(self._part(number, part), metrics, epoch)
 
-    def fold_ended(self, number: int, fold: int, accuracy: float) -> None:
-        key = f"refit-{number}-fold-{fold}"
-        self._log(key, {"held_out_accuracy": accuracy})
-        self._put("end", key, status="FINISHED")
+    def part_ended(
+        self, number: int, part: str, accuracy: float | None, facts: dict[str, Any]
+    ) -> None:
+        key = self._part(number, part)
+        if key in self._told.final:
+            return  # an earlier process told of it
+        self._put("tag", key, tags=_texts(_told_of(facts)))
+        if accuracy is not None:
+            self._log(key, {"held_out_accuracy": accuracy})
+        self._put("end", key, status="FINISHED", is_final=True)
 
-    def refit_ended(self, number: int, metrics: dict[str, float]) -> None:
-        self._log(f"refit-{number}", metrics)
-        self._put("end", f"refit-{number}", status="FINISHED")
+    def refit_ended(self, number: int, metrics: dict[str, float], dropped: str = "") -> None:
+        key = f"refit-{number}"
+        for part in sorted(k for k in self._told.open if k.startswith(f"{key}-")):
+            self._put("end", part, status="KILLED")
+        if dropped:
+            self._put("tag", key, tags={"dropped": dropped})
+        self._log(key, metrics)
+        status = "KILLED" if metrics else "FAILED"
+        self._put("end", key, status=status if dropped else "FINISHED")
+
+    def _part(self, number: int, part: str) -> str:
+        """The key of a training run of a refit, which begins, or goes on, if it has not."""
+        key = f"refit-{number}-{part}"
+        if key not in self._told.open | self._told.final:
+            words = part.split("-")
+            kind = words[0] if words[0] == "fold" else part
+            numbers = dict(zip(words[::2], words[1::2], strict=True)) if kind == "fold" else {}
+            self._start(key, f"refit-{number}", {"kind": kind, "trial": number, **numbers}, numbers)
+        return key
 
     def search_ended(self, metrics: dict[str, float], files: list[Path], model: Path) -> None:
         self._log("search", metrics)
@@ -294,6 +312,11 @@ def final_status(trial: FrozenTrial) -> str:
     """MLflow's word for how a trial ended."""
     status = {TrialState.COMPLETE: "FINISHED", TrialState.PRUNED: "KILLED"}
     return status.get(trial.state, "FAILED") if is_feasible(trial) else "FAILED"
+
+
+def _told_of(facts: dict[str, Any]) -> dict[str, Any]:
+    """Those of a run's facts that say how it was computed, or why it failed."""
+    return {k: v for k, v in facts.items() if isinstance(v, str) or k in COUNTS}
 
 
 def _texts(values: dict[str, Any]) -> dict[str, str]:

@@ -1,6 +1,8 @@
 """A trained network with everything around it: uint8 images in, logits out."""
 
 import json
+from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -55,24 +57,26 @@ class Classifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """uint8 (N, 3, 32, 32) -> logits, float32 (N, 10)."""
+        return self.views(images)[0]
+
+    def views(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits with the recipe's test-time augmentation, and those of the images alone."""
         x = self.prepare(images)
+        plain: Tensor = self.network(x).float()
         if self.recipe.tta == "none":
-            logits: Tensor = self.network(x).float()
-            return logits
-        logits = self._both_sides(x)
+            return plain, plain
+        logits = (plain + self.network(x.flip(3)).float()) / 2
         if self.recipe.tta == "flip":
-            return logits
+            return logits, plain
         # K. Jordan's, https://arxiv.org/abs/2404.00498: half the weight is the centre's.
         shift, side = max(1, x.shape[-1] // 32), x.shape[-1]
         padded = F.pad(x, (shift,) * 4, "reflect")
         corners = padded[..., :side, :side], padded[..., -side:, -side:]
-        first, second = (self._both_sides(corner) for corner in corners)
-        return logits / 2 + (first + second) / 4
-
-    def _both_sides(self, x: Tensor) -> Tensor:
-        """The mean logits of images and their mirror images."""
-        logits: Tensor = (self.network(x).float() + self.network(x.flip(3)).float()) / 2
-        return logits
+        first, second = (
+            (self.network(corner).float() + self.network(corner.flip(3)).float()) / 2
+            for corner in corners
+        )
+        return logits / 2 + (first + second) / 4, plain
 
 
 class Ensemble(nn.Module):
@@ -90,7 +94,6 @@ class Ensemble(nn.Module):
         return torch.stack([member(images).softmax(1) for member in self.members]).mean(0)
 
 
-@torch.inference_mode()
 def predict(model: "Classifier | Ensemble", images: Tensor, *, precision: str = "fp32") -> Tensor:
     """Runs `model` in evaluation mode over uint8 images (N, 3, 32, 32), in large batches.
 
@@ -102,11 +105,31 @@ def predict(model: "Classifier | Ensemble", images: Tensor, *, precision: str = 
     Returns:
         What `model` returns, float32 (N, 10), on its device.
     """
+    [outputs] = _in_batches(model, lambda batch: (model(batch),), images, precision)
+    return outputs
+
+
+def predict_views(
+    model: Classifier, images: Tensor, *, precision: str = "fp32"
+) -> tuple[Tensor, Tensor]:
+    """As `predict`: logits with the recipe's test-time augmentation, and those without."""
+    logits, plain = _in_batches(model, model.views, images, precision)
+    return logits, plain
+
+
+@torch.inference_mode()
+def _in_batches(
+    model: "Classifier | Ensemble",
+    outputs: Callable[[Tensor], tuple[Tensor, ...]],
+    images: Tensor,
+    precision: str,
+) -> list[Tensor]:
     device = next(model.parameters()).device
     model.eval()
     with autocast(device, precision):
         batches = images.split(eval_batch(model.recipe))
-        return torch.cat([model(batch.to(device)) for batch in batches])
+        parts = [outputs(batch.to(device)) for batch in batches]
+    return [torch.cat(part) for part in zip(*parts, strict=True)]
 
 
 def save_classifier(classifier: Classifier, path: Path, *, epochs: int | None = None) -> None:
@@ -121,6 +144,19 @@ def save_classifier(classifier: Classifier, path: Path, *, epochs: int | None = 
     about = {"recipe": classifier.recipe.model_dump(), "epochs": epochs}
     # Under one key: safetensors writes several in an order of chance.
     write_atomically(path, save(tensors, {"run": json.dumps(about)}))
+
+
+def weights_digest(classifier: Classifier) -> str:
+    """SHA-256 of all weights and statistics: their names, types, shapes and values, in hexadecimal.
+
+    It does not depend on the device, nor on the order in memory.
+    """
+    digest = sha256()
+    for name, tensor in sorted(classifier.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        values = tensor.detach().cpu().contiguous().flatten()
+        digest.update(values.view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def trained_epochs(path: Path) -> int:

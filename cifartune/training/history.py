@@ -1,5 +1,6 @@
 """What the epochs of a run brought, and what follows from it: its rate, its end, its best epoch."""
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 
@@ -17,8 +18,9 @@ class EpochResult:
         epoch: The epoch's number, from 1.
         train_loss: Mean over the epoch's images, as trained: augmented, smoothed, with dropout.
         train_accuracy: Likewise, in [0, 1].
-        val_loss: Mean cross-entropy over the validation images, without label smoothing.
-        val_accuracy: In [0, 1]; without test-time augmentation.
+        val_loss: Mean cross-entropy over the validation images, without label smoothing; not a
+            number where there are none.
+        val_accuracy: In [0, 1], or not a number; without test-time augmentation.
         lr: The learning rate of the epoch's last step.
         images_per_second: Training images a second, validation not counted.
         seconds: Wall time of the epoch, validation included.
@@ -33,11 +35,22 @@ class EpochResult:
     images_per_second: float
     seconds: float
 
+    @property
+    def is_finite(self) -> bool:
+        """Whether no loss is infinite, or not a number although there were images."""
+        validated = not math.isnan(self.val_accuracy)
+        return math.isfinite(self.train_loss) and (math.isfinite(self.val_loss) or not validated)
+
     def metrics(self) -> dict[str, float]:
-        """All values but the epoch, by name."""
+        """All values but the epoch, by name; without those that are not numbers."""
         values = asdict(self)
         del values["epoch"]
-        return values
+        return {name: value for name, value in values.items() if not math.isnan(value)}
+
+
+def listens(recipe: StoppingRecipe) -> bool:
+    """Whether validation images decide when a run ends, or what is kept of it."""
+    return recipe.keep == "best" or recipe.metric.startswith("val_")
 
 
 def has_ended(recipe: StoppingRecipe, history: Sequence[EpochResult]) -> bool:

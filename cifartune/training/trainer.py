@@ -26,7 +26,7 @@ from cifartune.training.device import MEMORY_FORMATS, autocast, choose_device, r
 from cifartune.training.failures import NonFiniteLoss
 from cifartune.training.features import FrozenFeatures
 from cifartune.training.feed import Feed, shrink
-from cifartune.training.history import EpochResult, has_ended, kept_epoch, plateaus
+from cifartune.training.history import EpochResult, has_ended, kept_epoch, listens, plateaus
 from cifartune.training.images import Normalization, SplitImages
 from cifartune.training.optim import build_optimizer
 from cifartune.training.random_state import get_random_state, own_random_state, set_random_state
@@ -35,7 +35,6 @@ from cifartune.training.targets import Targets, hardest
 from cifartune.training.workers import Workers
 
 WHITENING_IMAGES = 5000
-
 Network = nn.Module | Tail  # or the end of one, where what comes before is kept
 
 
@@ -73,7 +72,7 @@ class Trainer:
         scaler: Scales losses up where the precision is fp16, whose small gradients would vanish.
 
     Raises:
-        ValueError: There are fewer than two training images, or none to validate on.
+        ValueError: There are too few training images, or no validation images to listen to.
     """
 
     def __init__(
@@ -84,8 +83,8 @@ class Trainer:
         device: torch.device | None = None,
         workers: Workers | None = None,
     ) -> None:
-        if len(split.train) < 2 or not len(split.validation):
-            raise ValueError("two training images and one validation image are needed at least")
+        if len(split.train) < 2 or (listens(recipe.stopping) and not len(split.validation)):
+            raise ValueError("two training images are needed at least, or one to listen to")
         self.device = device or choose_device()
         self.workers = workers or Workers()
         self.recipe = recipe = resolve(recipe, self.device)
@@ -99,9 +98,8 @@ class Trainer:
         self.classifier = Classifier(self.network, recipe, normalization)
         self.feed = Feed(recipe, self.split, self.classifier.prepare)
         if isinstance(self.network, SpeedNet) and self.network.whitens:
-            self.network.init_from_images(
-                self.feed.inputs(self.split.train[:WHITENING_IMAGES]).cpu()
-            )
+            some = self.feed.inputs(self.split.train[:WHITENING_IMAGES])
+            self.network.init_from_images(some.cpu())
         self.network.to(self.device).to(memory_format=MEMORY_FORMATS[recipe.memory_format])
         self.scaler = GradScaler(self.device.type, enabled=recipe.precision == "fp16")
         self.optimizer = build_optimizer(self.network, recipe.optimizer, self.scaler)
@@ -259,8 +257,6 @@ class Trainer:
         loss, accuracy = self.train_on(self.batches())
         trained = time.perf_counter()
         val_loss, val_accuracy = self.evaluate(self.split.validation)
-        if not (math.isfinite(loss) and math.isfinite(val_loss)):
-            raise NonFiniteLoss(self.epoch + 1)
         result = EpochResult(
             epoch=self.epoch + 1,
             train_loss=loss,
@@ -271,6 +267,8 @@ class Trainer:
             images_per_second=len(self.split.train) / (trained - start),
             seconds=time.perf_counter() - start,
         )
+        if not result.is_finite:
+            raise NonFiniteLoss(result.epoch)
         self.history.append(result)
         if self.recipe.stopping.keep == "best":
             self._keep_best()
@@ -352,8 +350,10 @@ class Trainer:
     def evaluate(self, images: Tensor) -> tuple[float, float]:
         """Mean loss and accuracy over the images at `images`, int64 indices.
 
-        In evaluation mode, without label smoothing and without test-time augmentation.
+        In evaluation mode, without label smoothing and test-time augmentation; of none not numbers.
         """
+        if not len(images):
+            return math.nan, math.nan
         self.classifier.network.eval()
         loss_sum = torch.zeros((), device=self.device)
         correct = torch.zeros((), dtype=torch.int64, device=self.device)

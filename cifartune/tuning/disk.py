@@ -17,6 +17,8 @@ from cifartune.tuning.study import TrialStudy, kept_epoch
 
 FREED = "freed.json"
 WEIGHTS = "weights.safetensors"
+OUTPUTS = (WEIGHTS, "logits.npy", "logits_plain.npy")
+"""What is kept of a trial: its weights, and what they say of the validation images."""
 
 
 FULL = (
@@ -68,7 +70,7 @@ class TrialFolders:
             self._delete(path)
             return
         for file in path.iterdir():
-            if file != weights:
+            if file.name not in OUTPUTS:
                 self._delete(file)
         size = weights.stat().st_size
         value = trial.intermediate_values[kept_epoch(trial)]

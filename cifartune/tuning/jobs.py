@@ -2,7 +2,10 @@
 
 import gc
 import io
+import json
 import logging
+import platform
+import subprocess
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
@@ -13,12 +16,13 @@ import torch
 from torch import Tensor
 
 from cifartune.data import load_train
-from cifartune.data.splits import Splits
+from cifartune.data.splits import ALL_IMAGES, Splits
 from cifartune.errors import first_line
 from cifartune.files import write_atomically
+from cifartune.report.machine import processor, versions
 from cifartune.schedule import restart_epochs
 from cifartune.training import EpochResult, SplitImages, Trainer
-from cifartune.training.classifier import save_classifier
+from cifartune.training.classifier import predict_views, save_classifier, weights_digest
 from cifartune.training.device import AUTOMATIC, choose_device, most_memory, settle
 from cifartune.training.failures import OutOfMemory, is_out_of_memory
 from cifartune.training.memory import release_memory
@@ -33,8 +37,14 @@ Report = Callable[[EpochResult, bool], Verdict]
 
 WEIGHTS = "weights.safetensors"
 LOGITS = "logits.npy"
+PLAIN_LOGITS = "logits_plain.npy"
+"""Those without test-time augmentation, where the recipe has some."""
+
 SNAPSHOTS = "snapshots"
 """The folder for weights and logits of the epochs before each restart of the rate."""
+
+GIT_SECONDS = 10.0
+"""How long git may take to name the commit."""
 
 
 def run_job(
@@ -61,8 +71,9 @@ def run_job(
 
     Returns:
         Facts about the run: parameters, how they were computed, threads and memory, the epoch that
-        counts and its metrics; None if `report` ended it early. A trial's last checkpoint is left
-        until it is recorded how the trial ended; it is of this epoch if the verdict was to leave.
+        counts and its metrics, and what it takes to train it again; None if `report` ended it
+        early. A trial's last checkpoint is left until it is recorded how the trial ended; it is of
+        this epoch if the verdict was to leave.
 
     Raises:
         TrainingFailure: The recipe failed.
@@ -123,7 +134,7 @@ def _train(
 ) -> dict[str, Any] | None:
     """The rest of `run_job`: epochs, checkpoints, outputs."""
     checkpoints = Checkpoints(job.folder)
-    restarts = restart_epochs(job.recipe) if job.fold is not None else []
+    restarts = restart_epochs(job.recipe) if job.fold not in (None, ALL_IMAGES) else []
     is_first = trainer.workers.rank == 0
     for result in trainer:
         verdict = report(result, trainer.is_over)
@@ -140,23 +151,70 @@ def _train(
             return None
     if not is_first:
         return None
-    if job.fold is not None:
+    if job.fold is not None or job.keeps_weights:
         _save_outputs(trainer, job.folder)
+    if job.fold is not None:
         checkpoints.clear()
-    elif job.keeps_weights:
-        save_classifier(trainer.classifier, job.folder / WEIGHTS, epochs=trainer.epoch)
     kept = trainer.history[trainer.kept_epoch - 1]
     metrics = kept.metrics()
     del metrics["seconds"]  # the trial's are those of all its epochs
     return {
         **metrics,
         "kept_epoch": kept.epoch,
+        **_origin(trainer, job),
         "params": sum(p.numel() for p in trainer.network.parameters()),
         **{f"resolved_{name}": getattr(trainer.recipe, name) for name in AUTOMATIC},
         "device": trainer.device.type,
         "threads": torch.get_num_threads(),
         "memory_bytes": most_memory(trainer.device),
     }
+
+
+def _origin(trainer: Trainer, job: Job) -> dict[str, Any]:
+    """What it takes, beside threads and split, to train a run again, and to tell if it is the same.
+
+    As texts and numbers, which every store of them takes.
+    """
+    return {
+        **({} if job.fold is None else {"fold": job.fold}),
+        "recipe": trainer.recipe.model_dump_json(),
+        "environment": json.dumps(environment(trainer.device)),
+        "workers": trainer.workers.count,
+        "weights_sha256": weights_digest(trainer.classifier),
+    }
+
+
+@cache
+def environment(device: torch.device) -> dict[str, str]:
+    """Versions, commit and hardware: the last bits of a run's weights depend on them."""
+    return {
+        **versions(),
+        "commit": _commit(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": processor(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else "none",
+    }
+
+
+def _commit() -> str:
+    """The commit of this source, with -dirty where files differ from it; `unknown` elsewhere."""
+    here = Path(__file__)
+    git = ["git", "--no-optional-locks", "-C", str(here.parent)]
+    asks = [
+        ["ls-files", "--error-unmatch", here.name],  # an installed copy may lie in any checkout
+        ["describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+    ]
+    try:
+        answers = [
+            subprocess.run(
+                [*git, *ask], check=True, capture_output=True, text=True, timeout=GIT_SECONDS
+            )
+            for ask in asks
+        ]
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return answers[-1].stdout.strip()
 
 
 def give_back(device: torch.device) -> None:
@@ -170,9 +228,9 @@ def give_back(device: torch.device) -> None:
 def load_split(
     path: Path, data_root: Path, *, fold: int | None, device: torch.device
 ) -> SplitImages:
-    """The images of a search's trials, or of one fold of its refit, on `device`."""
+    """The images of a search's trials, or of one run of its refit, on `device`."""
     splits = _splits(path)
-    train, validation = (splits.train, splits.validation) if fold is None else splits.held_out(fold)
+    train, validation = splits.of_run(fold)
     images, labels = _images(data_root, device)
     return SplitImages(images, labels, torch.from_numpy(train), torch.from_numpy(validation))
 
@@ -192,9 +250,19 @@ def _images(root: Path, device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 def _save_outputs(trainer: Trainer, folder: Path) -> None:
-    """The fold's weights, and its logits for the images that it held out."""
+    """The run's weights, and its logits for the images that it held out."""
     save_classifier(trainer.classifier, folder / WEIGHTS, epochs=trainer.epoch)
+    if not len(trainer.split.validation):
+        return
     held_out = trainer.split.images[trainer.split.validation]
+    recipe = trainer.recipe
+    logits, plain = predict_views(trainer.classifier, held_out, precision=recipe.precision)
+    if recipe.tta != "none":
+        _save_array(folder / PLAIN_LOGITS, plain)
+    _save_array(folder / LOGITS, logits)  # the last: where it is, all is
+
+
+def _save_array(path: Path, values: Tensor) -> None:
     buffer = io.BytesIO()
-    np.save(buffer, trainer.predict(held_out).cpu().numpy())
-    write_atomically(folder / LOGITS, buffer.getvalue())
+    np.save(buffer, values.cpu().numpy())
+    write_atomically(path, buffer.getvalue())

@@ -18,8 +18,8 @@ class Job:
         folder: Where the job's checkpoint and outputs are written.
         data_root: Where the prepared images are.
         splits: The npz file of the search's splits.
-        fold: The fold of the refit; None for the search's own split. A fold's weights and
-            logits are kept.
+        fold: The fold of the refit, or `ALL_IMAGES`; None for the search's own split. The weights
+            and held-out logits of a refit's runs are kept.
         keeps_weights: Whether a trial's are kept, too, when it has come to its end.
     """
 

@@ -216,6 +216,10 @@ class SlotPool:
         if is_stopping:
             raise Interrupted
 
+    def stop(self, job: Work) -> None:
+        """Ends a job of `run`, which yields no further message of it."""
+        ray.get(self.board.stop.remote(job.id))
+
     def _keep(self, slot: int) -> None:
         """A slot's thread: when the last of them gives up, nobody waits for a slot any more."""
         try:

@@ -8,10 +8,17 @@ import pytest
 import small_cifar
 import torch
 
-from cifartune.data import CLASSES, default_root, fetch, info, load_train, verify
+from cifartune.data import (
+    CLASSES,
+    LabelledImages,
+    default_root,
+    fetch,
+    info,
+    load_train,
+    verify,
+)
 from cifartune.data.cifar10 import Bytes
-from cifartune.data.prepared import MARKER, digest, is_prepared
-from cifartune.data.test_set import load_test
+from cifartune.data.prepared import MARKER, digest, is_prepared, load_split
 from cifartune.errors import UserError
 
 
@@ -25,6 +32,11 @@ def root(batches: dict[str, Bytes], tmp_path: Path) -> Path:
     """A folder of small prepared arrays."""
     small_cifar.write_binary(tmp_path)
     return fetch(tmp_path / "root", data_dir=tmp_path)
+
+
+def load_test(root: Path | None = None) -> LabelledImages:
+    """The test images, without counting that as a look: no model is judged by them."""
+    return load_split(root, "test")
 
 
 def flip_last_byte(path: Path) -> None:

@@ -24,6 +24,9 @@ COST = Cost(
 )
 
 
+REFIT = {"top_k": 2, "folds": 5, "baseline": False, "all_images": False}
+
+
 def make_space(**sections: Any) -> SearchSpace:
     return SearchSpace.model_validate(
         {
@@ -33,7 +36,7 @@ def make_space(**sections: Any) -> SearchSpace:
             "data": {"validation": 5000, "train_subset": 10_000},
             "search": {"num_trials": 10},
             "scheduler": {"name": "none"},
-            "refit": {"top_k": 2, "folds": 5},
+            "refit": REFIT,
         }
         | sections
     )
@@ -68,8 +71,29 @@ def test_times_add_up() -> None:
     # 2 x 5 folds and the ensemble twice more, their logits, two checkpoints, the databases, and the
     # best three trials.
     assert (
-        plan.disk == 20 * 2_000_000 + 2 * 50_000 * 40 + 2 * 6_000_000 + 10 * 20_000 + 3 * 2_000_000
+        plan.disk == 20 * 2_000_000 + 2 * 50_000 * 160 + 2 * 6_000_000 + 10 * 20_000 + 3 * 2_000_000
     )
+
+
+def test_seeds_the_baseline_and_the_model_of_all_images_cost_time() -> None:
+    fold = 2 + 4 * 43 + 2
+    plain = plan_of(make_space())
+    seeds = plan_of(make_space(refit=REFIT | {"seeds": 3}))
+    assert seeds.refit == pytest.approx(3 * plain.refit) == pytest.approx(3 * 2 * 5 * fold)
+    assert (seeds.refit_jobs, seeds.refit_epochs) == (30, 120)
+    assert seeds.evaluate == pytest.approx(3 * plain.evaluate)
+    whole = plan_of(make_space(refit=REFIT | {"all_images": True}))
+    # 50,000 images an epoch, and none to validate on.
+    assert whole.refit == pytest.approx(plain.refit + 2 + 4 * (50 + 1))
+    assert whole.refit_images == plain.refit_images + 4 * 50_000
+    assert whole.refit_jobs == 11
+    points = [{"model.dropout": 0.1}, {"model.dropout": 0.2}]
+    few = {"search": {"num_trials": 3}, "points": points}
+    sole = plan_of(make_space(**few, refit=REFIT | {"top_k": 3, "baseline": True}))
+    assert sole.refit == pytest.approx(3 * 5 * fold), "the baseline is among them"
+    two = plan_of(make_space(refit=REFIT | {"baseline": True}))
+    assert plain.refit <= two.refit <= plain.refit + 5 * fold + 0.001
+    assert two.refit > plain.refit, "in some rehearsal the baseline is not among the best two"
 
 
 def test_snapshots_and_the_best_epoch_cost_time_and_disk() -> None:
@@ -79,7 +103,7 @@ def test_snapshots_and_the_best_epoch_cost_time_and_disk() -> None:
     snapshots = plan_of(make_space(base=base | {"schedule": restarts}))
     # Of each fold one epoch more is kept, and predicts the images that were held out.
     assert snapshots.refit == pytest.approx(plain.refit + 2 * 5 * 10_000 / 5000)
-    assert snapshots.evaluate == pytest.approx(5 * (3 * 10_000 / 5000 + 2))
+    assert snapshots.evaluate == pytest.approx(5 * (2 * 10_000 / 5000 + 2))
     assert snapshots.disk == plain.disk + 2 * 5 * 2_000_000
     best = plan_of(make_space(base=base | {"stopping": {"keep": "best"}}))
     assert best.disk == plain.disk + 2 * 2_000_000
@@ -102,7 +126,7 @@ def test_two_slots_take_half_the_time_of_the_same_devices() -> None:
 
 
 def test_an_odd_number_of_jobs_leaves_a_slot_idle() -> None:
-    plan = plan_of(make_space(refit={"top_k": 1, "folds": 3}), slots=2)
+    plan = plan_of(make_space(refit=REFIT | {"top_k": 1, "folds": 3}), slots=2)
     fold = 2 + 4 * (50_000 * 2 / 3 / 1000 + 50_000 / 3 / 5000 + 1) + 50_000 / 3 / 5000
     assert plan.refit == pytest.approx(2 * fold)
 
@@ -150,11 +174,12 @@ def test_a_grid_that_is_too_large_is_refused() -> None:
 
 
 def test_epochs_of_the_refit_may_differ() -> None:
-    assert plan_of(make_space(refit={"top_k": 1, "epochs": 7})).refit_epochs == 5 * 7
+    assert plan_of(make_space(refit=REFIT | {"top_k": 1, "epochs": 7})).refit_epochs == 5 * 7
 
 
 def test_a_smoke_run_is_planned_on_its_own_images() -> None:
-    plan = plan_of(smoke_space(load_space(QUICK)))
+    alone = ("baseline", "all_images")
+    plan = plan_of(smoke_space(load_space(QUICK, [f"refit.{name}=false" for name in alone])))
     assert plan.refit_images == 2 * 2 * (512 + 512) // 2
     assert plan.total < 60
 
