@@ -66,11 +66,11 @@ def check_run(run: RunFolder, data_root: Path) -> list[Finding]:
     findings = [*_of_study(run, space, trials), *_of_files(run, trials)]
     if run.space_was_edited:
         findings.append(Finding(run.space_file.name, "was edited by hand since the search began"))
-    candidates = []
+    candidates: list[dict[str, Any]] = []
     if run.result.exists():
         try:
             result = json.loads(run.result.read_text())
-            candidates = [candidate["trial"] for candidate in result["candidates"]]
+            candidates = result["candidates"]
             findings += _of_outcome(run, space.refit, trials, result, data_root)
         except (ValueError, KeyError) as error:
             findings.append(Finding(run.result.name, f"cannot be read: {first_line(error)}"))
@@ -158,7 +158,8 @@ def _of_refit(
     from cifartune.statistics import Accuracy
 
     number, told = candidate["trial"], candidate["cv_accuracy"]["value"]
-    folds = candidate["dropped"]["folds"] if candidate["dropped"] else spec.folds
+    dropped = candidate.get("dropped")
+    folds = dropped["folds"] if dropped else spec.folds
     folders = fold_folders(run, number, folds, spec.seeds)
     for folder in chain.from_iterable(folders):
         yield from _of_weights(run, folder / WEIGHTS)
@@ -179,7 +180,10 @@ def _of_refit(
 
 
 def _of_mlflow(
-    run: RunFolder, space: SearchSpace, trials: list[FrozenTrial], candidates: list[int]
+    run: RunFolder,
+    space: SearchSpace,
+    trials: list[FrozenTrial],
+    candidates: list[dict[str, Any]],
 ) -> Iterator[Finding]:
     """Each trial that began has one run, with its state and its values, and nothing is RUNNING.
 
@@ -214,14 +218,21 @@ def _of_mlflow(
             yield Finding(f"MLflow: {key}", told)
     if not run.result.exists():
         return
-    refits = [f"refit-{number}" for number in candidates]
-    refits += [
-        f"refit-{number}-fold-{fold}" for number in candidates for fold in range(space.refit.folds)
-    ]
-    for key in ["search", *refits]:
+    from cifartune.refit import fold_folders
+
+    wanted = {"search": "FINISHED"}
+    for candidate in candidates:
+        refit, dropped = f"refit-{candidate['trial']}", candidate.get("dropped")
+        wanted[refit] = "KILLED" if dropped else "FINISHED"
+        folds = dropped["folds"] if dropped else space.refit.folds
+        for folder in chain.from_iterable(
+            fold_folders(run, candidate["trial"], folds, space.refit.seeds)
+        ):
+            wanted[f"{refit}-{folder.name}"] = "FINISHED"
+    for key, status in wanted.items():
         if key not in by_key and key != "search":
             yield Finding(f"MLflow: {key}", "is missing")
-        elif key in by_key and by_key[key].status not in ("FINISHED", "RUNNING"):
+        elif key in by_key and by_key[key].status not in (status, "RUNNING"):
             yield Finding(f"MLflow: {key}", f"is {by_key[key].status}, and the search is finished")
     for trial in trials:
         key = f"trial-{trial.number}"

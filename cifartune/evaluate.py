@@ -1,6 +1,8 @@
 """The final models, and the one look at the test set."""
 
+import datetime
 import io
+import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -13,7 +15,10 @@ import torch
 from torch import Tensor
 
 from cifartune.calibration import Calibration, fit_temperature
+from cifartune.config import SearchSpace
 from cifartune.data.cifar10 import LabelledImages
+from cifartune.data.splits import Splits
+from cifartune.data.test_set import look_at_test
 from cifartune.files import write_atomically
 from cifartune.refit import Candidate
 from cifartune.runs import RunFolder
@@ -162,6 +167,41 @@ def save_predictions(predictions: Predictions, path: Path) -> None:
     buffer = io.BytesIO()
     np.savez_compressed(buffer, allow_pickle=False, **predictions)
     write_atomically(path, buffer.getvalue())
+
+
+def look(
+    run: RunFolder,
+    space: SearchSpace,
+    winner: Candidate,
+    *,
+    train: LabelledImages,
+    splits: Splits,
+    data_root: Path,
+) -> None:
+    """Judges a search's final models on the test set, or on its stand-in, and keeps what is seen.
+
+    Args:
+        run: Where the models are, and what is seen of them is kept.
+        space: The search's; a smoke run has a stand-in.
+        winner: Whose models.
+        train: All training images.
+        splits: The search's.
+        data_root: Where the test images are, and looks at them are counted.
+
+    Raises:
+        UserError: The test images are not there, or looks cannot be counted.
+    """
+    if space.stand_in:
+        images = stand_in(train, splits.stand_in)
+    else:
+        images = look_at_test(data_root, run=run.id, name=run.name, trial=winner.number)
+    models = final_models(run, winner)
+    tested, predictions = judge(models, temperatures(winner, train.labels), images)
+    save_predictions(predictions, run.test_predictions)
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    seen = {name: model.as_dict() for name, model in tested.items()}
+    looks = [*run.looks, {"trial": winner.number, "time": now, "models": seen}]
+    write_atomically(run.evaluation, json.dumps(looks, indent=1))
 
 
 def stand_in(train: LabelledImages, indices: npt.NDArray[np.int64]) -> LabelledImages:

@@ -20,6 +20,7 @@ from cifartune.config.load import dump_space, load_space
 from cifartune.errors import UserError, first_line
 from cifartune.files import PRIVATE, write_atomically
 from cifartune.programs import program
+from cifartune.statistics import Accuracy
 
 TIDY_SECONDS = 120.0
 """How long a search may be held for its MLflow runs alone: a server that hangs takes a minute."""
@@ -274,6 +275,24 @@ class RunFolder:
             return []
         found: list[dict[str, Any]] = json.loads(self.evaluation.read_text())
         return found
+
+    def looks_for(self, trial: int) -> list[dict[str, Any]]:
+        """Those for the models of a trial."""
+        return [look for look in self.looks if look["trial"] == trial]
+
+    def refuse_another_look(self, trial: int) -> None:
+        """Makes sure that the models of a trial were not judged on the test set before.
+
+        Raises:
+            UserError: They were; says when, and with what outcome.
+        """
+        if looks := self.looks_for(trial):
+            accuracy = Accuracy(**looks[-1]["models"]["folds"]["accuracy"])
+            raise UserError(
+                f"{self.name}: the winner, trial {trial}, was evaluated at {looks[-1]['time']}: "
+                f"{accuracy}; a second look at the same images tells nothing new. To look all the "
+                "same: --again"
+            )
 
     def _identity(self, key: str) -> str:
         return str(self._read_identity().get(key, ""))

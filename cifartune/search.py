@@ -1,8 +1,6 @@
 """The whole job: search, refit, evaluate, report. Each stage goes on where it was interrupted."""
 
-import datetime
 import json
-import math
 import threading
 import time
 from collections.abc import Iterator
@@ -25,7 +23,6 @@ from cifartune.passwords import without_password
 from cifartune.programs import program
 from cifartune.report.terminal import Progress
 from cifartune.runs import RunFolder
-from cifartune.statistics import Accuracy
 from cifartune.tracking import MlflowTracker, end_abandoned, outcome_of
 from cifartune.tuning.cluster import OWN, cluster, load_ray
 from cifartune.tuning.disk import no_room
@@ -36,13 +33,6 @@ from cifartune.tuning.warm_start import load_warm_start
 if TYPE_CHECKING:  # torch and ray are loaded while Ray's processes start
     from cifartune.refit import Candidate, Refit
     from cifartune.tuning.slots import SlotPool
-
-
-PATIENCE = 30
-"""How many times longer than planned an epoch may take before it is taken to hang."""
-
-LEAST_PATIENCE = 600.0
-"""Seconds that it may take at the least: compiling counts, and other work on the machine."""
 
 
 class Search:
@@ -117,9 +107,8 @@ class Search:
                     raise UserError(
                         f"the refit is not done; do it: {self.run_folder.resume_command}"
                     )
-                looks = self._looks_for(candidates[0].number)
-                if looks and not again:
-                    raise UserError(_told_before(looks[-1], self.run_folder.name))
+                if not again:
+                    self.run_folder.refuse_another_look(candidates[0].number)
                 self._look(candidates[0])
                 result = self._conclude(candidates)
             self._summarize(result)
@@ -159,7 +148,7 @@ class Search:
             with self._slots() as pool, self._progress.shown():
                 self._run_trials(pool)
                 candidates = self._run_refit(pool)
-            if not (run.is_sealed or self._looks_for(candidates[0].number)):
+            if not (run.is_sealed or run.looks_for(candidates[0].number)):
                 self._look(candidates[0])
             result = self._conclude(candidates)
         self._summarize(result)
@@ -203,7 +192,7 @@ class Search:
         run, space = self.run_folder, self.space
         with ExitStack() as starting, cluster(self._address) as dashboard:
             starting.enter_context(self._clock.time("start", self._started))
-            from cifartune.planning.ahead import slots_for
+            from cifartune.planning.ahead import patience, slots_for
             from cifartune.tuning.slots import SlotPool
 
             if self._address != OWN:
@@ -233,7 +222,7 @@ class Search:
                 self._splits = self._make_splits()
                 if not run.plan.exists():
                     self._look_ahead(pool, packing)
-                pool.patience = self._patience()
+                pool.patience = patience(space, run.plan)
                 self._check_tracking()
                 others = run.runs, self._uri, run.name
                 # Which may take a while, and nobody waits for it.
@@ -277,14 +266,6 @@ class Search:
             self._point_out("" if number else "plan", line)
         for number, line in enumerate(savings_lines(plan)):
             self._point_out("" if number else "to be faster", line)
-
-    def _patience(self) -> float:
-        """Seconds after which an epoch that has not ended is taken to hang."""
-        wanted = self.space.resources.epoch_timeout
-        if wanted != "auto":
-            return wanted
-        longest = json.loads(self.run_folder.plan.read_text()).get("longest_epoch", math.inf)
-        return max(LEAST_PATIENCE, PATIENCE * float(longest))
 
     def _make_splits(self) -> Splits:
         """The search's splits: drawn once, then read, so that a resumed search sees the same."""
@@ -338,30 +319,18 @@ class Search:
                 refit.train_on_all(candidates[0])
         return candidates
 
-    def _looks_for(self, number: int) -> list[dict[str, Any]]:
-        """The looks at the test set for the models of a trial."""
-        return [look for look in self.run_folder.looks if look["trial"] == number]
-
     def _look(self, winner: "Candidate") -> None:
-        """Judges the final models on the test set, or on its stand-in, and keeps what is seen."""
-        from cifartune.data.test_set import look_at_test
-        from cifartune.evaluate import final_models, judge, save_predictions, stand_in, temperatures
+        from cifartune.evaluate import look
 
-        run = self.run_folder
         with self._clock.time("evaluate"):
-            models = final_models(run, winner)
-            if self.space.stand_in:
-                images = stand_in(self._train, self._splits.stand_in)
-            else:
-                images = look_at_test(
-                    self._data_root, run=run.id, name=run.name, trial=winner.number
-                )
-            tested, predictions = judge(models, temperatures(winner, self._train.labels), images)
-            save_predictions(predictions, run.test_predictions)
-            now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-            seen = {name: model.as_dict() for name, model in tested.items()}
-            looks = [*run.looks, {"trial": winner.number, "time": now, "models": seen}]
-            write_atomically(run.evaluation, json.dumps(looks, indent=1))
+            look(
+                self.run_folder,
+                self.space,
+                winner,
+                train=self._train,
+                splits=self._splits,
+                data_root=self._data_root,
+            )
 
     def _conclude(self, candidates: list["Candidate"]) -> dict[str, Any]:
         """Writes the run's results."""
@@ -411,15 +380,8 @@ class Search:
         )
         self._point_out("outcome", str(self.run_folder.result))
         self._point_out("every trial", str(self.run_folder.trials_csv))
+        self._point_out("mistakes", str(self.run_folder.mistakes))
         self._point_out("notebook", "notebooks/compare_trials.ipynb")
 
     def _point_out(self, label: str, text: str) -> None:
         self.console.print(f"  {label:14} {text}", highlight=False, soft_wrap=True)
-
-
-def _told_before(look: dict[str, Any], name: str) -> str:
-    accuracy = Accuracy(**look["models"]["folds"]["accuracy"])
-    return (
-        f"{name}: the winner, trial {look['trial']}, was evaluated at {look['time']}: {accuracy}; "
-        "a second look at the same images tells nothing new. To look all the same: --again"
-    )

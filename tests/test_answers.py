@@ -78,37 +78,42 @@ def test_every_number_has_its_file(smoke_run: Path) -> None:
 def test_the_test_set_stays_sealed_until_it_is_asked_for(tmp_path: Path, data_root: Path) -> None:
     """Search and refit of all images run without the test images; evaluate alone wants them."""
     (tmp_path / "sealed.yaml").write_text(SEALED)
-    alone = {"CIFARTUNE_DATA": str(data_root)}
-    done = cifartune("search", "sealed.yaml", "--sealed", cwd=tmp_path, timeout=280, **alone)
+    done = cifartune(
+        "search",
+        "sealed.yaml",
+        "--sealed",
+        cwd=tmp_path,
+        timeout=280,
+        CIFARTUNE_DATA=str(data_root),
+    )
     assert done.returncode == 0, done.stderr
     run = tmp_path / "runs" / "sealed"
     assert "not looked at; look: cifartune evaluate sealed" in done.stdout
     assert result_of(run)["test_accuracy"] is None
 
-    missing = cifartune("evaluate", "sealed", cwd=tmp_path, **alone)
+    missing = cifartune("evaluate", "sealed", cwd=tmp_path, CIFARTUNE_DATA=str(data_root))
     assert missing.returncode == 2 and "test_images.npy is missing" in missing.stderr
     assert result_of(run)["test_accuracy"] is None
 
     root = with_test_images(data_root, tmp_path / "data")
-    whole = {"CIFARTUNE_DATA": str(root)}
-    looked = cifartune("evaluate", "sealed", cwd=tmp_path, **whole)
+    looked = cifartune("evaluate", "sealed", cwd=tmp_path, CIFARTUNE_DATA=str(root))
     assert looked.returncode == 0, looked.stderr
     assert "one look by this search, 1 by all with these images" in " ".join(looked.stdout.split())
     assert result_of(run)["test_accuracy"]["value"] > 0.15
     [look] = looks(root)
     assert (look["name"], look["trial"]) == ("sealed", result_of(run)["winner_trial"])
 
-    assert cifartune("evaluate", "sealed", cwd=tmp_path, **whole).returncode == 2
+    assert cifartune("evaluate", "sealed", cwd=tmp_path, CIFARTUNE_DATA=str(root)).returncode == 2
     assert len(looks(root)) == 1
-    again = cifartune("evaluate", "sealed", "--again", cwd=tmp_path, **whole)
+    again = cifartune("evaluate", "sealed", "--again", cwd=tmp_path, CIFARTUNE_DATA=str(root))
     assert again.returncode == 0, again.stderr
     assert len(looks(root)) == 2 and result_of(run)["test_looks"] == 2
 
-    checked = cifartune("check", "sealed", cwd=tmp_path, **whole)
+    checked = cifartune("check", "sealed", cwd=tmp_path, CIFARTUNE_DATA=str(root))
     assert checked.returncode == 0, checked.stdout
-    same = cifartune("reproduce", "sealed", cwd=tmp_path, **whole)
+    same = cifartune("reproduce", "sealed", cwd=tmp_path, CIFARTUNE_DATA=str(root))
     assert same.returncode == 0, same.stdout + same.stderr
     assert "the same weights, bit for bit" in same.stdout
-    compared = cifartune("compare", "sealed:0", "sealed:1", cwd=tmp_path, **whole)
+    compared = cifartune("compare", "sealed:0", "sealed:1", cwd=tmp_path, CIFARTUNE_DATA=str(root))
     assert compared.returncode == 0, compared.stderr
     assert (tmp_path / "runs" / "comparisons").is_dir()

@@ -1,11 +1,8 @@
 """What a search decides by itself, before Ray is started; whole searches are in test_cli.py."""
 
 import io
-import json
-import math
 import traceback
 from pathlib import Path
-from typing import Any
 
 import pytest
 from optuna.exceptions import StorageInternalError
@@ -21,24 +18,6 @@ from cifartune.tracking import MlflowTracker, default_uri, read_runs
 from cifartune.tuning.study import TrialStudy
 
 AWAY = "http://u:secret@127.0.0.1:9"
-
-
-@pytest.mark.parametrize(
-    ("override", "plan", "seconds"),
-    [
-        ("resources.epoch_timeout=90s", {"longest_epoch": 100.0}, 90.0),
-        ("resources.epoch_timeout=auto", {"longest_epoch": 100.0}, 3000.0),
-        ("resources.epoch_timeout=auto", {"longest_epoch": 1.0}, 600.0),
-        ("resources.epoch_timeout=auto", {}, math.inf),  # planned by an earlier version
-    ],
-)
-def test_how_long_an_epoch_may_take(
-    tmp_path: Path, override: str, plan: dict[str, Any], seconds: float
-) -> None:
-    space = load_space(QUICK, [override])
-    run = RunFolder.create(tmp_path, space)
-    run.plan.write_text(json.dumps(plan))
-    assert search_of(run)._patience() == seconds
 
 
 def search_of(run: RunFolder, output: io.StringIO | None = None) -> Search:

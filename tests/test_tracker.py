@@ -611,6 +611,8 @@ def test_an_outcome_that_a_dead_driver_could_not_tell_is_told(
         "validation_accuracy": 0.5,
         "cv_accuracy": {"value": 0.25},
         "test_accuracy": {"value": 0.125},
+        "test_looks": 1,
+        "test_looks_of_all_searches": 4,
         "seconds": {"total": 8.0},
     }
     run.result.write_text(json.dumps(result))
@@ -630,6 +632,7 @@ def test_an_outcome_that_a_dead_driver_could_not_tell_is_told(
     assert models == [str(run.program)]
     found = logged(run)
     wanted = {"val_accuracy": 0.5, "cv_accuracy": 0.25, "test_accuracy": 0.125, "seconds": 8.0}
+    wanted |= {"test_looks": 1.0, "test_looks_of_all_searches": 4.0}
     assert (found["toy"].data.metrics, found["toy"].info.status) == (wanted, "FINISHED")
     client = mlflow.MlflowClient(tracker.uri)
     files = {file.path for file in client.list_artifacts(found["toy"].info.run_id)}

@@ -1,5 +1,7 @@
 """The look ahead before the first trial: does every parameter act, and what will it cost?"""
 
+import json
+import math
 import tempfile
 import threading
 import time
@@ -22,6 +24,12 @@ from cifartune.tuning.messages import Probe
 from cifartune.tuning.packing import pack
 from cifartune.tuning.shape import SlotShape
 from cifartune.tuning.slots import SlotPool
+
+PATIENCE = 30
+"""How many times longer than planned an epoch may take before it is taken to hang."""
+
+LEAST_PATIENCE = 600.0
+"""Seconds that it may take at the least: compiling counts, and other work on the machine."""
 
 
 def slots_for(
@@ -173,3 +181,12 @@ def plan_search(
                     packing=packing,
                     warm_start=warm_start,
                 )
+
+
+def patience(space: SearchSpace, plan: Path) -> float:
+    """Seconds after which an epoch that has not ended is taken to hang, by the plan in a file."""
+    wanted = space.resources.epoch_timeout
+    if wanted != "auto":
+        return wanted
+    longest = json.loads(plan.read_text()).get("longest_epoch", math.inf)
+    return max(LEAST_PATIENCE, PATIENCE * float(longest))
