@@ -12,7 +12,7 @@ import numpy as np
 from optuna.trial import FrozenTrial, TrialState
 
 from cifartune.config import SearchSpace, load_space
-from cifartune.config.space import RefitSpec
+from cifartune.config.specs import RefitSpec
 from cifartune.data.splits import Splits
 from cifartune.errors import UserError, first_line
 from cifartune.files import leftovers

@@ -9,7 +9,8 @@ from cifartune.config.effects import acts_late
 from cifartune.config.networks import networks
 from cifartune.config.parameters import Choice, Range
 from cifartune.config.problems import describe
-from cifartune.config.space import DataSpec, RefitSpec, ResourceSpec, SearchSpace
+from cifartune.config.space import SearchSpace
+from cifartune.config.specs import DataSpec, RefitSpec, ResourceSpec
 
 SMALL_FAMILIES = ("resnet", "speednet")
 """Networks that take images of 16 pixels; others may need those that they were given."""

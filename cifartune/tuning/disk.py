@@ -10,7 +10,7 @@ from pathlib import Path
 
 from optuna.trial import FrozenTrial, TrialState
 
-from cifartune.config.space import CheckpointSpec
+from cifartune.config.specs import CheckpointSpec
 from cifartune.files import write_atomically
 from cifartune.tuning.checkpoints import Checkpoints
 from cifartune.tuning.study import TrialStudy, kept_epoch

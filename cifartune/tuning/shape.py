@@ -5,7 +5,7 @@ from typing import Literal
 
 import ray
 
-from cifartune.config.space import ResourceSpec
+from cifartune.config.specs import ResourceSpec
 from cifartune.errors import UserError
 
 

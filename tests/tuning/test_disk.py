@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cifartune.config import SearchSpace
-from cifartune.config.space import CheckpointSpec
+from cifartune.config.specs import CheckpointSpec
 from cifartune.tracking.outbox import Outbox
 from cifartune.tuning.checkpoints import Checkpoints
 from cifartune.tuning.disk import TrialFolders, freed_bytes, no_room

@@ -26,7 +26,7 @@ from ray.util import placement_group_table
 from sparse_data import write_splits, write_train
 
 from cifartune.config import Recipe, SearchSpace
-from cifartune.config.space import ResourceSpec
+from cifartune.config.specs import ResourceSpec
 from cifartune.data import LabelledImages
 from cifartune.errors import Interrupted, UserError
 from cifartune.events import Observer
