@@ -24,7 +24,7 @@ from cifartune.programs import program
 from cifartune.report.terminal import Progress
 from cifartune.runs import RunFolder
 from cifartune.tracking import MlflowTracker, end_abandoned, outcome_of
-from cifartune.tuning.cluster import OWN, cluster, load_ray
+from cifartune.tuning.cluster import OPEN, OWN, cluster, lets_everyone_in, load_ray
 from cifartune.tuning.disk import no_room
 from cifartune.tuning.gone import database_gone
 from cifartune.tuning.study import TrialStudy, attributes
@@ -196,7 +196,7 @@ class Search:
             from cifartune.tuning.slots import SlotPool
 
             if self._address != OWN:
-                self._join()
+                self._join(dashboard)
             shape, packing = slots_for(space, self._data_root, stop=self._stop)
             slots = f"{shape.count} slot{'s' if shape.count > 1 else ''} of {shape}"
             self.console.print(
@@ -238,10 +238,12 @@ class Search:
             told = f"{without_password(self._uri)} is away ({reason}): events are kept, to be sent"
             self._point_out("MLflow", told)
 
-    def _join(self) -> None:
+    def _join(self, dashboard: str) -> None:
         """Makes sure that every machine of a cluster that is not ours can take part."""
         from cifartune.tuning.machines import join
 
+        if lets_everyone_in(dashboard):
+            self._point_out("note", OPEN)
         if count := join(self.run_folder.path.parent, self._data_root):
             self._point_out("note", f"freed what {count} slots of drivers that are gone held")
 

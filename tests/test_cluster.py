@@ -5,13 +5,17 @@ import os
 import re
 import shlex
 import sqlite3
+import stat
 import subprocess
 import sys
 import tempfile
+import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -20,6 +24,8 @@ from searches import QUICK, cifartune, started
 from typer.testing import CliRunner
 
 from cifartune.cli import app
+from cifartune.tuning import cluster as own_cluster
+from cifartune.tuning.cluster import lets_everyone_in
 
 TOKEN = {"RAY_AUTH_TOKEN": "0123456789" * 5}
 
@@ -38,13 +44,13 @@ stand_in: 500
 
 @contextmanager
 def machine(
-    *options: str, within: Sequence[str] = ()
+    *options: str, within: Sequence[str] = (), **environment: str
 ) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """A Ray node of one core, and the cluster's address; in the end it is killed."""
     ray = Path(sys.executable).with_name("ray")
     node = subprocess.Popen(
         [*within, ray, "start", "--block", "--num-cpus=1", "--disable-usage-stats", *options],
-        env={**os.environ, **TOKEN, "RAY_AUTH_MODE": "token"},
+        env={**os.environ, **TOKEN, "RAY_AUTH_MODE": "token", **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -148,6 +154,89 @@ def test_a_token_is_asked_for(cluster: tuple[str, "subprocess.Popen[str]"], tmp_
     assert result.returncode == 2
     assert re.match(f"cifartune: --address {cluster[0]}: .*token", result.stderr), result.stderr
     assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_a_cluster_that_asks_for_no_token_is_told_of(tmp_path: Path, data_root: Path) -> None:
+    environment = {"CIFARTUNE_DATA": str(data_root), **TOKEN}
+    with tempfile.TemporaryDirectory(prefix="r", dir="/tmp") as folder:
+        head = ["--head", "--port=0", f"--temp-dir={folder}"]
+        with machine(*head, RAY_AUTH_MODE="disabled") as (_, address):
+            checked = cifartune(
+                *("cluster", "check", "--address", address),
+                cwd=tmp_path,
+                timeout=100,
+                **environment,
+            )
+    assert checked.returncode == 0, checked.stderr
+    assert checked.stdout.startswith("note: this cluster asks for no token: whoever reaches")
+
+
+@pytest.mark.parametrize(
+    ("answer", "is_open"),
+    [('{"authentication_mode": "disabled"}', True), ('{"authentication_mode": "token"}', False)]
+    + [(text, False) for text in ("[]", "{}", "no JSON")],
+)
+def test_a_dashboard_says_whether_it_asks_for_a_token(
+    answer: str, is_open: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Dashboard(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200 if self.path == "/api/authentication_mode" else 404)
+            self.end_headers()
+            self.wfile.write(answer.encode())
+
+        def log_message(self, *arguments: object) -> None:
+            """Nothing."""
+
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    with HTTPServer(("127.0.0.1", 0), Dashboard) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        assert lets_everyone_in(url) == is_open
+        monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+        assert not lets_everyone_in(url)  # whoever says so knows it
+        server.shutdown()
+    monkeypatch.delenv("RAY_AUTH_MODE")
+    assert not lets_everyone_in(url)  # nobody answers
+    assert not lets_everyone_in("")
+
+
+def test_a_token_is_its_owners_from_the_first_moment_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    file, found = tmp_path / ".ray" / "auth_token", list[tuple[int, str]]()
+
+    def init(**_: object) -> SimpleNamespace:
+        found.append((stat.S_IMODE(file.stat().st_mode), file.read_text()))
+        return SimpleNamespace(dashboard_url="")
+
+    ray = SimpleNamespace(init=init, shutdown=lambda: None)
+    monkeypatch.setattr(own_cluster, "load_ray", lambda address: ray)
+    before = os.umask(0o022)
+    try:
+        for _ in range(2):  # the second search finds it there
+            with own_cluster.cluster():
+                pass
+    finally:
+        os.umask(before)
+    (mode, token), (_, same) = found
+    assert mode == 0o600 and re.fullmatch("[0-9a-f]{64}", token) and token == same
+    assert list(file.parent.iterdir()) == [file]
+    ask = "from ray._raylet import AuthenticationTokenLoader as Loader\n"
+    ask += "print(Loader.instance().has_token(ignore_auth_mode=True))"
+    told = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True)
+    assert told.stdout == "True\n", told.stderr
+
+    file.unlink()
+    for name, value in (("RAY_AUTH_TOKEN", token), ("RAY_AUTH_MODE", "disabled")):
+        with monkeypatch.context() as patched:
+            patched.setenv(name, value)
+            own_cluster._make_token()
+        assert not file.exists()
 
 
 @contextmanager

@@ -58,11 +58,13 @@ def check(
     root = prepared(data_dir)
 
     from cifartune.report.machine import machines_table
-    from cifartune.tuning.cluster import cluster
+    from cifartune.tuning.cluster import OPEN, OWN, cluster, lets_everyone_in
 
-    with cluster(address):
+    with cluster(address) as dashboard:
         from cifartune.tuning.machines import require_all, survey
 
+        if address != OWN and lets_everyone_in(dashboard):
+            typer.echo(f"note: {OPEN}")
         machines = survey(runs.resolve(), root)
     Console().print(machines_table(machines))
     require_all(machines)

@@ -1,8 +1,12 @@
 """Ray: started for one command or joined, quietly, and left behind clean."""
 
+import json
 import logging
 import os
+import secrets
 import socket
+import tempfile
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
@@ -12,6 +16,15 @@ from typing import Any
 from cifartune.errors import UserError, first_line
 
 KNOCK_SECONDS = 10.0
+
+ASK_SECONDS = 2.0
+"""How long a dashboard may take to say whether its cluster asks for a token."""
+
+OPEN = (
+    "this cluster asks for no token: whoever reaches its ports may run code on its machines; "
+    "deploy/README.md has the way to ask for one"
+)
+"""What is said where `lets_everyone_in` is true."""
 
 OWN = "local"
 """The address of a cluster of our own, which is started on this machine."""
@@ -75,6 +88,7 @@ def cluster(address: str = OWN) -> Iterator[str]:
     options: dict[str, Any] = {"address": address}
     if address == OWN:
         options["include_dashboard"] = True
+        _make_token()
     else:
         check_address(address)
         options["runtime_env"] = {"env_vars": ENVIRONMENT}
@@ -134,8 +148,46 @@ def check_address(address: str) -> None:
         ) from None
 
 
-def _protect_token() -> None:
-    """Makes Ray's token readable by its owner alone: Ray writes it as the umask allows."""
-    default = Path.home() / ".ray" / "auth_token"
+def lets_everyone_in(dashboard: str) -> bool:
+    """Whether a cluster asks for no token, as far as its dashboard answers here.
+
+    Where RAY_AUTH_MODE=disabled says so already, it is no news: false.
+    """
+    if os.environ.get("RAY_AUTH_MODE", "").lower() == "disabled":
+        return False
+    try:
+        asked = f"{dashboard}/api/authentication_mode"
+        with urllib.request.urlopen(asked, timeout=ASK_SECONDS) as answer:
+            return bool(json.load(answer)["authentication_mode"] == "disabled")
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _make_token() -> None:
+    """Makes Ray's token where there is none yet: nobody else can read it, not for a moment.
+
+    Ray itself makes it as the umask allows. Where this cannot be done, Ray does.
+    """
+    if os.environ.get("RAY_AUTH_MODE", "token").lower() != "token":
+        return
+    path = _token()
+    if path.exists() or {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
+        return
     with suppress(OSError):
-        Path(os.environ.get("RAY_AUTH_TOKEN_PATH", default)).chmod(0o600)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=path.parent) as file:  # of mode 0600
+            file.write(secrets.token_hex(32))  # as Ray's
+            file.flush()
+            os.link(file.name, path)  # whole, and in no other process's place
+
+
+def _protect_token() -> None:
+    """Makes Ray's token readable by its owner alone where Ray has written it."""
+    with suppress(OSError):
+        _token().chmod(0o600)
+
+
+def _token() -> Path:
+    """The file with Ray's token."""
+    default = Path.home() / ".ray" / "auth_token"
+    return Path(os.environ.get("RAY_AUTH_TOKEN_PATH", default))
