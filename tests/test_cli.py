@@ -304,6 +304,27 @@ def test_ctrl_c_twice_ends_at_once_and_loses_nothing(tmp_path: Path, data_root: 
         assert set(store.execute("SELECT status FROM runs").fetchall()) == {("KILLED",)}
 
 
+@pytest.mark.slow
+def test_no_process_outlives_a_driver_that_is_killed(tmp_path: Path, data_root: Path) -> None:
+    """By much: Ray's two agents look for their cluster for a minute before they end."""
+    (tmp_path / "small.yaml").write_text(SMALL)
+    search = started("search", "small.yaml", cwd=tmp_path, CIFARTUNE_DATA=str(data_root))
+    assert search.stdout
+    for line in search.stdout:
+        if re.match(r"trial +0 +epoch 1/3", line):
+            break
+    left = psutil.Process(search.pid).children(recursive=True)
+    assert {"gcs_server", "raylet"} <= {process.name() for process in left}
+    slots = [process for process in left if "RayTrainWorker" in " ".join(process.cmdline())]
+    search.kill()
+    assert search.wait(timeout=10) == -signal.SIGKILL
+    gone, alive = psutil.wait_procs(slots, timeout=20)
+    assert gone and not alive
+    _, alive = psutil.wait_procs(left, timeout=150)
+    search.communicate()
+    assert not alive
+
+
 def recorded(folder: Path) -> list[tuple[int, str, list[tuple[int, float]]]]:
     """Number, state and values by epoch of every trial in the study of the run `small`."""
     with sqlite3.connect(folder / "runs" / "small" / "study.db") as study:

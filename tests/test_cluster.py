@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -26,6 +27,7 @@ from typer.testing import CliRunner
 from cifartune.cli import app
 from cifartune.tuning import cluster as own_cluster
 from cifartune.tuning.cluster import lets_everyone_in
+from cifartune.tuning.machines import _sweep
 
 TOKEN = {"RAY_AUTH_TOKEN": "0123456789" * 5}
 
@@ -380,6 +382,18 @@ def test_what_a_dead_driver_reserved_is_freed(
         )
         assert run.returncode == 0, run.stderr
     assert run.stdout.splitlines() == ["1 1.0", "0"]
+
+
+def test_what_killed_processes_looked_for_goes_and_what_others_look_for_stays(
+    tmp_path: Path,
+) -> None:
+    ages = {".machines-old": 3600, ".machines-new": 60, "small": 3600}
+    for name, age in ages.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "mark").touch()
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
+    _sweep(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {".machines-new", "small"}
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:9", "nowhere", "127.0.0.1:port"])

@@ -2,7 +2,10 @@
 
 import logging
 import os
+import shutil
 import tempfile
+import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -23,6 +26,9 @@ PACKAGES = ("cifartune", "torch", "torchvision", "timm", "numpy")
 
 SECONDS = 900.0
 """How long a machine may take to answer: it may have to fetch the images first."""
+
+SHARED = ".machines-"
+"""How the names of folders begin that machines look for in the folder of the runs."""
 
 MARK = "mark"
 
@@ -65,7 +71,8 @@ def survey(runs: Path, data_root: Path) -> list[Machine]:
     """
     try:
         runs.mkdir(parents=True, exist_ok=True)
-        folder = tempfile.TemporaryDirectory(dir=runs, prefix=".machines-")
+        _sweep(runs)
+        folder = tempfile.TemporaryDirectory(dir=runs, prefix=SHARED)
     except OSError as error:
         raise UserError(f"{runs}: cannot be written: {error.strerror}") from None
     look = ray.remote(num_cpus=0)(_look)
@@ -148,6 +155,14 @@ def free_leftovers() -> int:
         name = ray.PlacementGroupID(bytes.fromhex(group.placement_group_id))
         remove_placement_group(PlacementGroup(name))
     return len(groups)
+
+
+def _sweep(runs: Path) -> None:
+    """Deletes what processes left that were killed while they looked; others may be looking."""
+    for folder in runs.glob(f"{SHARED}*"):
+        with suppress(OSError):
+            if time.time() - folder.stat().st_mtime > 2 * SECONDS:
+                shutil.rmtree(folder)
 
 
 def _look(
