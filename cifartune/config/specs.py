@@ -142,7 +142,7 @@ class CheckpointSpec(Section):
     max_bytes: Annotated[Annotated[float, Field(gt=0)] | None, BeforeValidator(_bytes)] = Field(
         None,
         description="Size of these at the most, such as 5GB: fewer are kept then; no limit if left "
-        "out.",
+        "out. Checkpoints of trials under way and the weights of the refit are not counted.",
     )
 
 

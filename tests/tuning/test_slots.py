@@ -197,14 +197,19 @@ def test_a_worker_keeps_large_blocks(ray_cluster: str) -> None:
     assert last < 100
 
 
-def test_a_failing_recipe_ends_alone(pool: SlotPool, job: Job) -> None:
+def test_a_failing_recipe_ends_alone(pool: SlotPool, job: Job, split: SplitImages) -> None:
     bad = [replace(vary(job, f"bad-{i}"), recipe=job.recipe.with_values(DIVERGES)) for i in "123"]
     broken = replace(vary(job, "broken"), data_root=job.folder / "nowhere")
     unread = vary(job, "unread", None, model__weights="/nowhere.safetensors")
+    small: dict[str, Any] = {"model__name": "resnet_channels", "model__channels": "8/8"}
+    unfit = vary(job, "unfit", None, model__trainable="last_3", **small)
+    odd = vary(job, "odd", None)  # fails by an exception that no kind of failure has as its own
+    another = job.recipe.with_values({"model.name": "mlp"})
+    Checkpoints(odd.folder).save(1, Trainer(another, split).state_dict())
     good = [vary(job, f"good-{i}", seed=i) for i in (1, 2)]
     collect(pool, good)  # both slots have started
     processes = {process.pid for process in workers()}
-    messages = collect(pool, [*bad, broken, unread, *good])
+    messages = collect(pool, [*bad, broken, unread, unfit, odd, *good])
     for one in bad:
         (end,) = messages[one.id]
         assert end == Failed("non_finite_loss", "the loss was not finite in epoch 1", 1)
@@ -213,6 +218,12 @@ def test_a_failing_recipe_ends_alone(pool: SlotPool, job: Job) -> None:
     assert "not prepared in" in end.message
     [end] = messages["unread"]
     assert end == Failed("files", "model.weights: there is no file /nowhere.safetensors")
+    [end] = messages["unfit"]
+    assert isinstance(end, Failed) and (end.kind, end.blames_recipe) == ("unfit_network", True)
+    assert end.message == "model.trainable is last_3, but ResNetChannels has 2 stages"
+    [end] = messages["odd"]
+    assert end == Failed("error", "ValueError: the checkpoint belongs to another recipe")
+    assert end.blames_recipe
     for one in good:
         assert isinstance(messages[one.id][-1], Finished)
     assert len(processes) == 2
