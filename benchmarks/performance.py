@@ -307,7 +307,10 @@ def simulated(result: Result) -> Iterator[str]:
     for name, key, bar in (
         ("a proposal", "proposal", "150"),
         ("an epoch recorded and decided on", "result", "5, flat"),
+        ("the end of a trial, which is part of it", "trial_end", ""),
     ):
+        if key not in result:  # measured before it was timed by itself
+            continue
         first, middle, last = (result[key][part]["mean_ms"] for part in (0, 4, 9))
         yield f"| {name} | {first:.1f} | {middle:.1f} | {last:.1f} | {bar} |"
 

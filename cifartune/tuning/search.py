@@ -128,7 +128,8 @@ def _end_what_is_open(
     unfinished = [trial.number for trial in study.trials if trial.state is TrialState.RUNNING]
     if unfinished:
         # A slot that was told to go on just before still writes a checkpoint into their folders.
-        ray.get(pool.board.vacated.remote())
+        with suppress(ray.exceptions.RayActorError):
+            ray.get(pool.board.vacated.remote())
     for number in unfinished:
         if out_of_time:
             study.prune(number)
