@@ -6,11 +6,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from optuna.trial import TrialState
 
 from cifartune.config import SearchSpace
 from cifartune.events import Observer
 from cifartune.tuning.schedulers import Handle, make_scheduler, tune_metric
-from cifartune.tuning.search import _Ledger
+from cifartune.tuning.search import _end_what_is_open, _Ledger
 from cifartune.tuning.study import TrialStudy, attributes, sqlite_url
 
 SPACE = SearchSpace.model_validate(
@@ -92,6 +93,26 @@ def test_a_kill_between_metrics_and_value_counts_the_epochs_seconds_once(
     tell(study, 2)
     tell(study, 3)
     assert attributes(open_study().trials[0]) == {"val_accuracy": 0.5, "seconds": 6.0}
+
+
+@pytest.mark.parametrize("out_of_time", [True, False])
+def test_what_is_left_open_ends_when_its_slot_has_left(
+    out_of_time: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or the slot might write a checkpoint where the folder was deleted."""
+    monkeypatch.setattr("ray.get", lambda result: result)
+    study, order = TrialStudy(SPACE), list[str | int]()
+    study.propose()
+    left = SimpleNamespace(remote=lambda: order.append("vacated"))
+    pool: Any = SimpleNamespace(board=SimpleNamespace(vacated=left))
+    ledger: Any = SimpleNamespace(close=order.append)
+    _end_what_is_open(study, pool, ledger, out_of_time=out_of_time)
+    assert order == ["vacated", 0]
+    [trial] = study.trials
+    assert trial.state is (TrialState.PRUNED if out_of_time else TrialState.FAIL)
+    assert attributes(trial).get("failure") == (None if out_of_time else "worker_killed")
+    _end_what_is_open(study, pool, ledger, out_of_time=out_of_time)
+    assert order == ["vacated", 0]  # there is nothing to wait for
 
 
 class Told(Observer):

@@ -572,8 +572,6 @@ def test_a_search_ends_when_its_time_is_up(
         observers=[watcher],
         seconds=3.0,
     )
-    # No slot is at a trial any more, whose folder would come again with a checkpoint.
-    assert ray.get(pool.board.overdue.remote(0)) == []
     assert not list((tmp_path / "trials").glob("*/*"))
     assert 0 < len(study.trials) <= 2
     for trial in study.trials:
