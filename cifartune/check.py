@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from optuna.trial import FrozenTrial, TrialState
@@ -72,7 +73,7 @@ def check_run(run: RunFolder, data_root: Path) -> list[Finding]:
             result = json.loads(run.result.read_text())
             candidates = result["candidates"]
             findings += _of_outcome(run, space.refit, trials, result, data_root)
-        except (ValueError, KeyError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             findings.append(Finding(run.result.name, f"cannot be read: {first_line(error)}"))
     return [*findings, *_of_mlflow(run, space, trials, candidates)]
 
@@ -166,7 +167,7 @@ def _of_refit(
     try:
         gathered = OutOfFold.gather(Splits.load(run.splits), folders)
         kept = OutOfFold.load(run.out_of_fold(number))
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, KeyError, BadZipFile) as error:
         yield Finding(f"refit of trial {number}", f"logits cannot be read: {first_line(error)}")
         return
     if not np.array_equal(gathered.logits, kept.logits):

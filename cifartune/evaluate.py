@@ -17,8 +17,9 @@ from torch import Tensor
 from cifartune.calibration import Calibration, fit_temperature
 from cifartune.config import SearchSpace
 from cifartune.data.cifar10 import LabelledImages
+from cifartune.data.looks import looks
 from cifartune.data.splits import Splits
-from cifartune.data.test_set import look_at_test
+from cifartune.data.test_set import look_at_test, why_not
 from cifartune.files import write_atomically
 from cifartune.refit import Candidate
 from cifartune.runs import RunFolder
@@ -26,6 +27,9 @@ from cifartune.statistics import Accuracy
 from cifartune.training.classifier import Classifier, Ensemble, load_classifier, predict_views
 from cifartune.training.device import choose_device, resolve
 from cifartune.tuning.jobs import WEIGHTS
+
+WARM_UP = 100
+"""Images that each network predicts before its time is taken."""
 
 
 def load_ensemble(weights: Sequence[Path]) -> Ensemble:
@@ -143,6 +147,7 @@ class _Output:
 def _predict(classifier: Classifier, pixels: Tensor, device: torch.device) -> _Output:
     precision = resolve(classifier.recipe, device).precision
     classifier = classifier.to(device)
+    predict_views(classifier, pixels[:WARM_UP], precision=precision)  # allocates, and is not timed
     start = time.perf_counter()
     views = predict_views(classifier, pixels, precision=precision)
     logits, plain = (view.softmax(1).cpu().numpy() for view in views)  # waits for the device
@@ -167,6 +172,22 @@ def save_predictions(predictions: Predictions, path: Path) -> None:
     buffer = io.BytesIO()
     np.savez_compressed(buffer, allow_pickle=False, **predictions)
     write_atomically(path, buffer.getvalue())
+
+
+def why_no_look(run: RunFolder, space: SearchSpace, winner: int, data_root: Path) -> str | None:
+    """Why a search does not look at the test set by itself, as it does once; None if it does.
+
+    Empty where its user knows: it is sealed, or these models were judged. A second look, at another
+    winner or at more models after an extension, is the user's to ask for.
+    """
+    if run.is_sealed or run.looks_for(winner):
+        return ""
+    if space.stand_in:
+        return None
+    if run.looks or any(one.get("run") == run.id for one in looks(data_root)):
+        return "this search has looked before"
+    error = why_not(data_root)
+    return str(error) if error else None
 
 
 def look(
@@ -197,11 +218,15 @@ def look(
         images = look_at_test(data_root, run=run.id, name=run.name, trial=winner.number)
     models = final_models(run, winner)
     tested, predictions = judge(models, temperatures(winner, train.labels), images)
-    save_predictions(predictions, run.test_predictions)
-    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    seen = {name: model.as_dict() for name, model in tested.items()}
-    looks = [*run.looks, {"trial": winner.number, "time": now, "models": seen}]
-    write_atomically(run.evaluation, json.dumps(looks, indent=1))
+    before = run.looks
+    save_predictions(predictions, run.test_predictions(len(before) + 1))
+    seen = {
+        "trial": winner.number,
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "models_sha256": run.models_digest(winner.number),
+        "models": {name: model.as_dict() for name, model in tested.items()},
+    }
+    write_atomically(run.evaluation, json.dumps([*before, seen], indent=1))
 
 
 def stand_in(train: LabelledImages, indices: npt.NDArray[np.int64]) -> LabelledImages:

@@ -40,7 +40,6 @@ class RunFolder:
         self.trials = self.path / "trials"
         self.refit = self.path / "refit"
         self.evaluation = self.path / "evaluation.json"
-        self.test_predictions = self.path / "test_predictions.npz"
         self.mistakes = self.path / "mistakes"
         self.program = self.path / "model.pt2"
         self.trials_csv = self.path / "trials.csv"
@@ -270,15 +269,37 @@ class RunFolder:
 
     @property
     def looks(self) -> list[dict[str, Any]]:
-        """The evaluations of the run's winners: trial and time of each, and what its models did."""
+        """The evaluations of the run's winners: trial, time, models, and how good they were.
+
+        Raises:
+            UserError: They cannot be read.
+        """
         if not self.evaluation.exists():
             return []
-        found: list[dict[str, Any]] = json.loads(self.evaluation.read_text())
+        try:
+            found: list[dict[str, Any]] = json.loads(self.evaluation.read_text())
+            if not all("models" in look for look in found):
+                raise ValueError("an earlier version of cifartune wrote it")
+        except (OSError, ValueError, TypeError) as error:
+            raise UserError(f"{self.evaluation}: cannot be read: {first_line(error)}") from None
         return found
 
     def looks_for(self, trial: int) -> list[dict[str, Any]]:
-        """Those for the models of a trial."""
-        return [look for look in self.looks if look["trial"] == trial]
+        """Those for the models of a trial as they are now."""
+        digest = self.models_digest(trial)
+        return [k for k in self.looks if k["trial"] == trial and k["models_sha256"] == digest]
+
+    def models_digest(self, trial: int) -> str:
+        """Tells apart what the refit of a trial leaves: other files, another digest."""
+        root = self.refit / f"trial-{trial}"
+        digest = sha256()
+        for path in sorted(root.rglob("weights.safetensors")):
+            digest.update(f"{path.relative_to(root)} {_digest(path.read_bytes())}\n".encode())
+        return digest.hexdigest()
+
+    def test_predictions(self, look: int) -> Path:
+        """What the final models said of the test images in one of the looks, counted from 1."""
+        return self.path / "test_predictions" / f"look-{look}.npz"
 
     def refuse_another_look(self, trial: int) -> None:
         """Makes sure that the models of a trial were not judged on the test set before.
@@ -293,6 +314,20 @@ class RunFolder:
                 f"{accuracy}; a second look at the same images tells nothing new. To look all the "
                 "same: --again"
             )
+
+    @property
+    def winner(self) -> int:
+        """The trial that won.
+
+        Raises:
+            UserError: The search is not finished, or its outcome cannot be read.
+        """
+        if not self.result.exists():
+            raise UserError(f"{self.name} is not finished; go on with: {self.resume_command}")
+        try:
+            return int(json.loads(self.result.read_text())["winner_trial"])
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise UserError(f"{self.result}: cannot be read: {first_line(error)}") from None
 
     def _identity(self, key: str) -> str:
         return str(self._read_identity().get(key, ""))

@@ -15,6 +15,7 @@ from cifartune.clock import Clock
 from cifartune.config import SearchSpace
 from cifartune.data import load_train
 from cifartune.data.splits import Splits, splits_of
+from cifartune.data.test_set import why_not
 from cifartune.errors import Interrupted, UserError
 from cifartune.files import leftovers, write_atomically
 from cifartune.interrupt import ctrl_c
@@ -98,18 +99,22 @@ class Search:
             UserError: The winner was evaluated before, the refit is not done, the test images are
                 not there, or another process is at the search.
         """
+        run = self.run_folder
         with self._held():
+            if not again:
+                run.refuse_another_look(run.winner)
+            if not self.space.stand_in and (why := why_not(self._data_root)):
+                raise why
             self._open()
             self._splits = self._make_splits()
             with self._tracked():
                 candidates = self._refit(None).candidates()
-                if not candidates:
+                if not candidates or candidates[0].number != run.winner:
                     raise UserError(
-                        f"the refit is not done; do it: {self.run_folder.resume_command}"
+                        f"{run.name}: files of its refit are missing; they are made again by: "
+                        f"{run.resume_command}"
                     )
-                if not again:
-                    self.run_folder.refuse_another_look(candidates[0].number)
-                self._look(candidates[0])
+                self._look(candidates[0], is_asked_for=True)
                 result = self._conclude(candidates)
             self._summarize(result)
             return result
@@ -142,14 +147,12 @@ class Search:
         return ""
 
     def _run(self) -> dict[str, Any]:
-        run = self.run_folder
         self._open()
         with self._tracked(), ctrl_c(self.console.print) as self._stop:
             with self._slots() as pool, self._progress.shown():
                 self._run_trials(pool)
                 candidates = self._run_refit(pool)
-            if not (run.is_sealed or run.looks_for(candidates[0].number)):
-                self._look(candidates[0])
+            self._look(candidates[0])
             result = self._conclude(candidates)
         self._summarize(result)
         return result
@@ -321,12 +324,19 @@ class Search:
                 refit.train_on_all(candidates[0])
         return candidates
 
-    def _look(self, winner: "Candidate") -> None:
-        from cifartune.evaluate import look
+    def _look(self, winner: "Candidate", *, is_asked_for: bool = False) -> None:
+        from cifartune.evaluate import look, why_no_look
 
+        run = self.run_folder
+        if not is_asked_for:
+            reason = why_no_look(run, self.space, winner.number, self._data_root)
+            if reason is not None:
+                if reason:
+                    self._point_out("test set", f"is not looked at: {reason}")
+                return
         with self._clock.time("evaluate"):
             look(
-                self.run_folder,
+                run,
                 self.space,
                 winner,
                 train=self._train,

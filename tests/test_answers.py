@@ -1,6 +1,8 @@
 """What is asked of a finished search: the test set, once; the same weights again; a comparison."""
 
 import json
+import shutil
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -51,11 +53,30 @@ def test_a_second_look_needs_to_be_asked_for(smoke_run: Path, data_root: Path) -
     assert (smoke_run / "evaluation.json").read_bytes() == before
 
 
+def test_a_search_that_is_not_finished_is_not_evaluated(
+    smoke_run: Path, data_root: Path, tmp_path: Path
+) -> None:
+    """Its winner may be another: nothing is looked at, or written."""
+    shutil.copytree(smoke_run, tmp_path / "runs" / "begun")
+    (tmp_path / "runs" / "begun" / "result.json").unlink()
+    refused = cifartune("evaluate", "begun", cwd=tmp_path, CIFARTUNE_DATA=str(data_root))
+    assert refused.returncode == 2
+    assert "begun is not finished; go on with" in refused.stderr
+    assert not (tmp_path / "runs" / "begun" / "result.json").exists()
+
+
+def test_a_refused_look_leaves_mlflow_as_it_was(smoke_run: Path) -> None:
+    with sqlite3.connect(smoke_run.parent / "mlflow.db") as store:
+        names = dict(store.execute("SELECT name, status FROM runs").fetchall())
+    assert names[smoke_run.name] == "FINISHED"
+
+
 def test_a_smoke_run_looks_at_no_test_image_and_counts_nothing(
     smoke_run: Path, data_root: Path
 ) -> None:
     assert looks(data_root) == []
     assert result_of(smoke_run)["test_looks_of_all_searches"] == 0
+    assert result_of(smoke_run)["test_looks"] == 0
 
 
 def test_every_number_has_its_file(smoke_run: Path) -> None:
@@ -65,7 +86,7 @@ def test_every_number_has_its_file(smoke_run: Path) -> None:
         assert len(kept["indices"]) == result["images"] == 1024
         assert kept["logits"].shape == kept["plain"].shape == (1, 1024, 10)
     assert (refit / "all-images" / "weights.safetensors").exists()
-    with np.load(smoke_run / "test_predictions.npz") as kept:
+    with np.load(smoke_run / "test_predictions" / "look-1.npz") as kept:
         right = kept["folds"].argmax(1) == kept["labels"]
         assert right.mean() == result["test_accuracy"]["value"]
         alone = kept["all_images_plain"].argmax(1) == kept["labels"]

@@ -1,20 +1,25 @@
 """The ensemble of the folds, and what is exported of it."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from searches import QUICK
 
-from cifartune.config import Recipe
+from cifartune.config import Recipe, load_space, smoke_space
 from cifartune.data import LabelledImages
+from cifartune.data.looks import record_look
 from cifartune.evaluate import (
     export_ensemble,
     judge,
     load_ensemble,
     save_predictions,
     stand_in,
+    why_no_look,
 )
+from cifartune.runs import RunFolder
 from cifartune.statistics import Accuracy
 from cifartune.training import SplitImages, Trainer
 from cifartune.training.classifier import Classifier, Ensemble, predict, save_classifier
@@ -82,6 +87,28 @@ def test_final_models_are_judged_together(
     with np.load(tmp_path / "test.npz") as kept:
         assert sorted(kept) == sorted(predictions)
         np.testing.assert_array_equal(kept["labels"], images.labels)
+
+
+def test_a_search_looks_by_itself_once(tmp_path: Path) -> None:
+    real, smoke = load_space(QUICK), smoke_space(load_space(QUICK))
+    root = tmp_path / "data"
+    root.mkdir()
+    run = RunFolder.create(tmp_path / "runs", real)
+    assert "test_images.npy is missing" in str(why_no_look(run, real, 3, root))
+    assert why_no_look(run, smoke, 3, root) is None
+    for name in ("images", "labels"):
+        (root / f"test_{name}.npy").touch()
+    assert why_no_look(run, real, 3, root) is None
+    record_look(root, {"run": "another"})
+    assert why_no_look(run, real, 3, root) is None
+    record_look(root, {"run": run.id})  # and then the process died
+    assert why_no_look(run, real, 3, root) == "this search has looked before"
+    look = {"trial": 3, "models_sha256": run.models_digest(3), "models": {}}
+    run.evaluation.write_text(json.dumps([look]))
+    assert why_no_look(run, real, 3, root) == why_no_look(run, smoke, 3, root) == ""
+    assert why_no_look(run, real, 4, root) == "this search has looked before"
+    sealed = RunFolder.create(tmp_path / "runs", real, sealed=True)
+    assert why_no_look(sealed, real, 3, root) == ""
 
 
 def test_the_stand_in_is_what_its_indices_say(cifar: LabelledImages) -> None:

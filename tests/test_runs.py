@@ -1,3 +1,4 @@
+import json
 import signal
 import subprocess
 import sys
@@ -35,6 +36,9 @@ EVERYTHING: dict[str, Any] = {
     "resources": {"cpus": 0.5, "gpus": "auto"},
     "refit": {"top_k": 2, "folds": 3, "epochs": 4},
 }
+
+
+ACCURACY = {"value": 0.9, "low": 0.89, "high": 0.91}
 
 
 @pytest.fixture
@@ -114,6 +118,49 @@ def test_a_run_knows_its_place_from_anywhere(
     monkeypatch.chdir("/")
     assert run.space_file.exists()
     assert run.fold(3, 1) == tmp_path.resolve() / "runs/thing/refit/trial-3/fold-1"
+
+
+LOOK = {"trial": 3, "time": "then", "models": {"folds": {"accuracy": ACCURACY}}}
+
+
+def test_a_look_is_of_the_models_that_are_there(tmp_path: Path, space: SearchSpace) -> None:
+    """An extension may bring more seeds, or the model of all images, to the same winner."""
+    run = RunFolder.create(tmp_path, space)
+    weights = run.fold(3, 0) / "weights.safetensors"
+    weights.parent.mkdir(parents=True)
+    weights.write_bytes(b"one")
+    look = LOOK | {"models_sha256": run.models_digest(3)}
+    run.evaluation.write_text(json.dumps([look]))
+    assert run.looks_for(3) == [look] and run.looks_for(4) == []
+    with pytest.raises(UserError, match=r"trial 3, was evaluated at then: 90.00%.*--again"):
+        run.refuse_another_look(3)
+    more = run.all_images(3) / "weights.safetensors"
+    more.parent.mkdir()
+    more.write_bytes(b"two")
+    assert run.looks_for(3) == []
+    run.refuse_another_look(3)
+
+
+@pytest.mark.parametrize(
+    "text", ['[{"trial": 3, "accuracies": {}}]', '{"value": 0.9}', "[{", "[3]"]
+)
+def test_looks_that_cannot_be_read_are_told(tmp_path: Path, space: SearchSpace, text: str) -> None:
+    run = RunFolder.create(tmp_path, space)
+    run.evaluation.write_text(text)
+    with pytest.raises(UserError, match=r"evaluation\.json: cannot be read: .+"):
+        run.looks_for(3)
+
+
+def test_the_winner_is_that_of_a_finished_search(tmp_path: Path, space: SearchSpace) -> None:
+    run = RunFolder.create(tmp_path, space)
+    with pytest.raises(UserError, match=r"thing is not finished; go on with: .*resume thing"):
+        run.winner  # noqa: B018
+    run.result.write_text('{"winner_trial": 3}')
+    assert run.winner == 3
+    for text in ("{}", "[", "[]"):
+        run.result.write_text(text)
+        with pytest.raises(UserError, match=r"result\.json: cannot be read"):
+            run.winner  # noqa: B018
 
 
 def test_a_search_has_one_process_and_a_dead_one_lets_go(

@@ -104,7 +104,8 @@ def outcome_of(
 ) -> dict[str, Any]:
     run = RunFolder.create(tmp_path / "runs", SPACE, "toy")
     run.plan.write_text(json.dumps(PLANNED))
-    run.evaluation.write_text(json.dumps(looks))
+    digests = {"models_sha256": run.models_digest(0)}  # of models without files, whose ever
+    run.evaluation.write_text(json.dumps([look | digests for look in looks]))
     return outcome(
         study,
         candidates,

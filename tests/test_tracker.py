@@ -611,6 +611,7 @@ def test_an_outcome_that_a_dead_driver_could_not_tell_is_told(
         "validation_accuracy": 0.5,
         "cv_accuracy": {"value": 0.25},
         "test_accuracy": {"value": 0.125},
+        "test_set": "CIFAR-10 test",
         "test_looks": 1,
         "test_looks_of_all_searches": 4,
         "seconds": {"total": 8.0},

@@ -8,6 +8,7 @@ from cifartune.config.effects import EFFECTS
 from cifartune.config.parameters import Choice
 from cifartune.config.parts import Parts
 from cifartune.config.problems import number
+from cifartune.config.recipe import WEIGHT_FILES
 
 if TYPE_CHECKING:
     from cifartune.config.space import SearchSpace
@@ -102,6 +103,17 @@ def _never_acts(parts: Parts) -> Iterator[str]:
         yield f"stopping.epoch has no effect: a run has {base.epochs} epochs"
 
 
+def _foreign_weights(parts: Parts) -> Iterator[str]:
+    """Weights of which nobody here knows what they were trained on."""
+    searched = parts.parameters.get("model.weights")
+    values = searched.values if isinstance(searched, Choice) else [parts.space.base.model.weights]
+    for file in (str(value) for value in values if str(value).endswith(WEIGHT_FILES)):
+        yield (
+            f"model.weights: if {file} was trained on images of CIFAR-10, validation and "
+            "cross-validation are of images that it knows, and tell nothing"
+        )
+
+
 _NOTES: list[Callable[[Parts], Iterator[str]]] = [
     _waste,
     _grid_size,
@@ -109,4 +121,5 @@ _NOTES: list[Callable[[Parts], Iterator[str]]] = [
     _never_stops,
     _inert,
     _never_acts,
+    _foreign_weights,
 ]

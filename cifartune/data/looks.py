@@ -18,9 +18,10 @@ def record_look(root: Path, about: dict[str, Any]) -> None:
     """
     path = root / FILE
     try:
-        # One write at the end of the file: others may look at the same time.
+        # One write at the end of the file: others may look at the same time. It begins with the
+        # end of the line before, which a power cut may have torn.
         with path.open("ab") as file:
-            file.write(json.dumps(about).encode() + b"\n")
+            file.write(b"\n" + json.dumps(about).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
@@ -36,7 +37,7 @@ def looks(root: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     found = []
-    for line in path.read_text().splitlines():
+    for line in filter(None, path.read_text().splitlines()):
         try:
             found.append(json.loads(line))
         except ValueError:  # it was being written when the power went: a look all the same

@@ -7,6 +7,7 @@ from typing import Any
 from cifartune.data.cifar10 import LabelledImages, resolve_root
 from cifartune.data.looks import record_look
 from cifartune.data.prepared import load_split
+from cifartune.errors import UserError
 
 
 def look_at_test(root: str | Path | None = None, **about: Any) -> LabelledImages:
@@ -19,7 +20,17 @@ def look_at_test(root: str | Path | None = None, **about: Any) -> LabelledImages
     Raises:
         UserError: They are not there, `cifartune data fetch` gets them; or looks cannot be counted.
     """
-    images = load_split(root, "test")
+    if (why := why_not(root)) is not None:
+        raise why
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     record_look(resolve_root(root), {"time": now, **about})
-    return images
+    return load_split(root, "test")
+
+
+def why_not(root: str | Path | None = None) -> UserError | None:
+    """Why the test images cannot be looked at; None if they can. Opens none of them."""
+    folder = resolve_root(root)
+    for name in ("test_images.npy", "test_labels.npy"):
+        if not (folder / name).exists():
+            return UserError(f"{folder / name} is missing: run `cifartune data fetch`")
+    return None

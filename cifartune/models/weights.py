@@ -15,6 +15,7 @@ from huggingface_hub import (
     try_to_load_from_cache,
 )
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -26,6 +27,9 @@ from cifartune.models.network import head_layers
 WRAPPERS = ("state_dict", "network", "model")
 """Under which keys a checkpoint may keep the weights."""
 
+
+RUN_METADATA = "run"
+"""Under this key our own files of weights say what they were trained by."""
 
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 """What a file of weights is called on the hub, in the order in which timm looks for them."""
@@ -74,17 +78,34 @@ def find_weights(weights: str) -> Path:
 def load_weights(network: nn.Module, path: str) -> None:
     """Reads the weights of `network` from a safetensors file or a weights-only checkpoint.
 
-    Names may begin with `network.` or `module.`, as in what `save_classifier` and torch's
-    parallel training write. The head and the first convolution stay as they are
-    where the file has none or one of another shape; all else must be there.
+    Names may begin with `network.` or `module.`, as in what torch's parallel training writes. The
+    head and the first convolution stay as they are where the file has none or one of another shape;
+    all else must be there. A file of cifartune's own is refused: it was trained on images that the
+    folds of a refit hold out.
 
     Raises:
         UnfitNetwork: There is no such file, it cannot be read, or its weights are another
             network's.
     """
     file = find_weights(path)
+    if is_of_a_run(file):
+        raise UnfitNetwork(
+            f"model.weights: {file} was trained by cifartune on CIFAR-10, on images that the folds "
+            "of a refit hold out: what starts from it cannot be cross-validated"
+        )
     own = network.state_dict()
     _fill(network, {_own_name(name, own): value for name, value in _read(file).items()}, file)
+
+
+def is_of_a_run(file: Path) -> bool:
+    """Whether `save_classifier` wrote a file of weights."""
+    if file.suffix != ".safetensors":
+        return False
+    try:
+        with safe_open(file, framework="pt") as opened:
+            return RUN_METADATA in (opened.metadata() or {})
+    except (OSError, SafetensorError):
+        return False  # what is wrong with it is told where it is read
 
 
 def load_packaged(network: nn.Module, package: str, name: str) -> None:

@@ -20,7 +20,7 @@ from cifartune.refit.out_of_fold import OutOfFold
 from cifartune.refit.race import FIRST_LOOK, Dropped, drop
 from cifartune.runs import RunFolder
 from cifartune.seeds import derive_seed
-from cifartune.tuning.jobs import LOGITS, WEIGHTS
+from cifartune.tuning.jobs import LOGITS, PLAIN_LOGITS, WEIGHTS
 from cifartune.tuning.messages import Failed, Finished, Job, Progress
 from cifartune.tuning.slots import SlotPool
 from cifartune.tuning.study import TrialStudy, is_feasible
@@ -80,7 +80,7 @@ class Refit:
         self._pool, self._run, self._splits = pool, run, splits
         self._labels, self._data_root = labels, data_root
         self._observers, self._stop = observers, stop
-        self._recipes = {t.number: refit_recipe(study, t) for t in refit_trials(study)}
+        self._recipes = {t.number: refit_recipe(study, t) for t in refit_trials(study, run)}
         self._by_loss = "loss" in study.space.target.metric
         self._failures = run.refit / "failed.json"
         self._failed: dict[int, str] = {}
@@ -112,7 +112,8 @@ class Refit:
         for part in filter(self._is_done, parts):
             self._tell_end(part, {})
         self._race()
-        self._train(parts)
+        while self._train(parts):
+            pass  # where a recipe failed, those that it had beaten are trained on
         candidates = self.candidates()
         for number, reason in self._failed.items():
             for observer in self._observers:
@@ -153,17 +154,23 @@ class Refit:
         weights = self._folder(part) / WEIGHTS
         return weights if weights.exists() else None
 
-    def _train(self, parts: Sequence[Part]) -> None:
-        """Trains what is not there yet, in this order, and drops who falls behind."""
+    def _train(self, parts: Sequence[Part]) -> bool:
+        """Trains what is not there yet, in this order, and drops who falls behind.
+
+        Returns:
+            Whether anything came to its end.
+        """
         jobs = {
             job.id: (part, job)
             for part, job in ((part, self._job(part)) for part in parts)
             if part.trial not in self._out and not self._is_done(part)
         }
         if not jobs or self._pool is None:
-            return
+            return False
+        came_to_an_end = False
         for work, message in self._pool.run([job for _, job in jobs.values()], stop=self._stop):
             part, _ = jobs[work.id]
+            came_to_an_end |= not isinstance(message, Progress)
             if isinstance(message, Progress):
                 for observer in self._observers:
                     observer.part_epoch_ended(part.trial, part.name, message.epoch, message.metrics)
@@ -180,12 +187,16 @@ class Refit:
             for other, job in jobs.values():
                 if other.trial in self._out and not self._is_done(other):
                     self._pool.stop(job)
+        return came_to_an_end
 
     def _fail(self, part: Part, failure: Failed) -> None:
-        if part.fold == ALL_IMAGES:
+        """A recipe that failed is no candidate; the race is run again as if it had never been."""
+        if part.fold == ALL_IMAGES or part.trial in self._dropped:
             return  # the folds' models stand
         self._failed[part.trial] = f"trial {part.trial}, {part.name}: {failure.message}"
         write_atomically(self._failures, json.dumps(self._failed))
+        self._dropped, self._looked = {}, FIRST_LOOK - 1
+        self._race()
 
     @property
     def _out(self) -> set[int]:
@@ -247,8 +258,10 @@ class Refit:
 
     def _is_done(self, part: Part) -> bool:
         """Whether its last file is there."""
-        name = WEIGHTS if part.fold == ALL_IMAGES else LOGITS
-        return (self._folder(part) / name).exists()
+        names = [WEIGHTS] if part.fold == ALL_IMAGES else [LOGITS]
+        if part.fold != ALL_IMAGES and self._recipes[part.trial].tta != "none":
+            names.append(PLAIN_LOGITS)
+        return all((self._folder(part) / name).exists() for name in names)
 
     def _tell_end(self, part: Part, facts: dict[str, Any]) -> None:
         accuracy = None
@@ -272,13 +285,17 @@ class Refit:
         )
 
 
-def refit_trials(study: TrialStudy) -> list[FrozenTrial]:
-    """The trials whose recipes are refit: the best, and the baseline if it is wanted."""
-    spec = study.space.refit
-    best = study.best(spec.top_k)
+def refit_trials(study: TrialStudy, run: RunFolder) -> list[FrozenTrial]:
+    """The trials whose recipes are refit: the best, the baseline if it is wanted, and who was.
+
+    A search that is extended has other best trials, and keeps the candidates that it had.
+    """
+    spec, chosen = study.space.refit, study.best(study.space.refit.top_k)
     baseline = study.trials[0]
-    is_new = all(trial.number for trial in best)
-    return [*best, *([baseline] if spec.baseline and is_new and is_feasible(baseline) else [])]
+    others = [baseline] if spec.baseline and is_feasible(baseline) else []
+    others += [trial for trial in study.trials if run.out_of_fold(trial.number).exists()]
+    numbers = dict.fromkeys(trial.number for trial in [*chosen, *others])
+    return [study.trials[number] for number in numbers]
 
 
 def fold_folders(run: RunFolder, number: int, folds: int, seeds: int) -> list[list[Path]]:

@@ -45,7 +45,7 @@ def outcome(
     trials = study.trials
     trained = [t for t in trials if attributes(t).get("failure") != REFUSED]
     states = [trial.state for trial in trained]
-    seen = [look for look in run.looks if look["trial"] == winner.number]
+    seen = run.looks_for(winner.number)
     models = seen[-1]["models"] if seen else None
     return {
         "name": run.name,
@@ -69,7 +69,7 @@ def outcome(
         "test_accuracy": models["folds"]["accuracy"] if models else None,
         "snapshot_cv_accuracy": winner.snapshots.accuracy.as_dict() if winner.snapshots else None,
         "test_set": "stand-in cut from the training images" if space.stand_in else "CIFAR-10 test",
-        "test_looks": len(run.looks),
+        "test_looks": 0 if space.stand_in else len(run.looks),
         "test_looks_of_all_searches": len(looks(data_root)),
         "test_time_augmentation": winner.recipe.tta,
         "trials": {

@@ -15,10 +15,12 @@ def outcome_of(run: RunFolder) -> tuple[dict[str, float], list[Path], Path]:
         OSError, ValueError, KeyError: There is no outcome, or it cannot be read.
     """
     result = json.loads(run.result.read_text())
+    is_real = result["test_set"] == "CIFAR-10 test"
     metrics = {
         "val_accuracy": result["validation_accuracy"],
         "cv_accuracy": result["cv_accuracy"]["value"],
-        "test_accuracy": result["test_accuracy"] and result["test_accuracy"]["value"],
+        "test_accuracy" if is_real else "stand_in_accuracy": result["test_accuracy"]
+        and result["test_accuracy"]["value"],
         "test_looks": result["test_looks"],
         "test_looks_of_all_searches": result["test_looks_of_all_searches"],
         "seconds": result["seconds"]["total"],

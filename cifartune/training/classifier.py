@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from cifartune.config.recipe import Recipe
 from cifartune.files import write_atomically
 from cifartune.models import build_model
+from cifartune.models.weights import RUN_METADATA
 from cifartune.training.device import MEMORY_FORMATS, autocast
 from cifartune.training.images import Normalization, resize
 
@@ -143,7 +144,7 @@ def save_classifier(classifier: Classifier, path: Path, *, epochs: int | None = 
     tensors = {name: tensor.contiguous() for name, tensor in classifier.state_dict().items()}
     about = {"recipe": classifier.recipe.model_dump(), "epochs": epochs}
     # Under one key: safetensors writes several in an order of chance.
-    write_atomically(path, save(tensors, {"run": json.dumps(about)}))
+    write_atomically(path, save(tensors, {RUN_METADATA: json.dumps(about)}))
 
 
 def weights_digest(classifier: Classifier) -> str:
@@ -179,5 +180,5 @@ def load_classifier(path: Path) -> Classifier:
 def _about(path: Path) -> dict[str, Any]:
     """What a file of weights says about the run that they come from."""
     with safe_open(path, framework="pt") as file:
-        about: dict[str, Any] = json.loads(file.metadata()["run"])
+        about: dict[str, Any] = json.loads(file.metadata()[RUN_METADATA])
     return about

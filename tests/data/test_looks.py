@@ -8,7 +8,7 @@ import pytest
 
 from cifartune.data.looks import FILE, looks, record_look
 from cifartune.data.prepared import MARKER
-from cifartune.data.test_set import look_at_test
+from cifartune.data.test_set import look_at_test, why_not
 from cifartune.errors import UserError
 
 
@@ -47,5 +47,14 @@ def test_images_that_are_not_there_count_for_nothing(root: Path) -> None:
 def test_a_line_that_a_power_cut_tore_is_a_look_all_the_same(root: Path) -> None:
     record_look(root, {"trial": 1})
     with (root / FILE).open("a") as file:
-        file.write('{"trial": 2')
+        file.write('\n{"trial": 2')
     assert [look.get("trial") for look in looks(root)] == [1, None]
+    record_look(root, {"trial": 3})
+    assert [look.get("trial") for look in looks(root)] == [1, None, 3]
+
+
+def test_why_not_opens_nothing(root: Path) -> None:
+    assert why_not(root) is None
+    (root / "test_labels.npy").unlink()
+    assert "test_labels.npy is missing" in str(why_not(root))
+    assert looks(root) == []

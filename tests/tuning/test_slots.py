@@ -446,7 +446,8 @@ def test_a_search_can_be_stopped_and_resumed(
     complete = [trial for trial in trials if trial.state is TrialState.COMPLETE]
     best = sorted(complete, key=lambda trial: -(trial.value or 0))[: space.checkpoints.keep]
     left = {path.relative_to(tmp_path / "trials") for path in tmp_path.glob("trials/*/*")}
-    assert left == {Path(str(trial.number), WEIGHTS) for trial in best}
+    files = (WEIGHTS, LOGITS)
+    assert left == {Path(str(trial.number), file) for trial in best for file in files}
 
 
 class Killer(Watcher):
@@ -618,7 +619,7 @@ def test_a_slot_that_does_not_see_the_drivers_disk_has_files_sent(
     assert isinstance(missing, Failed) and missing.kind == "files"
     assert "nowhere.npz" in missing.message
     assert isinstance(messages[trial.id][-1], Finished)
-    assert [path.name for path in trial.folder.iterdir()] == [WEIGHTS]
+    assert sorted(path.name for path in trial.folder.iterdir()) == [LOGITS, WEIGHTS]
 
 
 @pytest.mark.slow  # tests/training/test_workers.py has them without Ray
