@@ -26,6 +26,10 @@ class Interval:
     low: float
     high: float
 
+    def within(self, least: float, most: float) -> "Interval":
+        """The part of the interval in which the value can lie, as an accuracy in [0, 1]."""
+        return Interval(self.value, max(least, self.low), min(most, self.high))
+
     def as_dict(self) -> dict[str, float]:
         """The three numbers by name."""
         return asdict(self)

@@ -17,12 +17,14 @@ from cifartune.data.looks import record_look
 from cifartune.data.splits import make_splits
 from cifartune.refit import Candidate
 from cifartune.refit.candidates import make_candidate
+from cifartune.report.answer import accuracy_lines, verdict_lines
 from cifartune.report.frames import curves_frame, trials_frame
 from cifartune.report.outcome import outcome, to_json
 from cifartune.report.summary import print_summary
 from cifartune.report.tables import Row, short, show_time, trials_table
 from cifartune.report.terminal import Progress
 from cifartune.runs import RunFolder
+from cifartune.statistics import Interval
 from cifartune.tuning.jobs import LOGITS, SNAPSHOTS, WEIGHTS
 from cifartune.tuning.study import TrialStudy, sqlite_url
 
@@ -176,8 +178,13 @@ def test_the_summary_fits_on_a_terminal(result: dict[str, Any], study: TrialStud
         "0*",
         "Winner: trial 2",
         "52.00%",
-        "those that chose nothing",
+        "1,000 images, one view",
+        ": these models",
+        ": the recipe",
+        ": outside validation",
+        "one view, by the images that chose it",
         "Better than the baseline: +",
+        "images; both must be below 0.05",
         "all images",
         "one look by this search, 2 by all",
         "1 min 50 s",
@@ -225,11 +232,85 @@ def test_the_verdict_says_when_the_baseline_won_or_was_not_tried(
     study: TrialStudy, candidates: list[Candidate], tmp_path: Path
 ) -> None:
     best, baseline = candidates
+    for part in ("won", "alone", "lost"):
+        (tmp_path / part).mkdir()
+    won = outcome_of(study, tmp_path / "won", [baseline, best], [])
+    assert "The baseline won among the 2 recipes that were refit." in told(won, study)
+    alone = outcome_of(study, tmp_path / "alone", [baseline], [])
+    assert "The baseline alone was refit: it is held against nothing." in told(alone, study)
+    lost = outcome_of(study, tmp_path / "lost", [best], [])
+    assert lost["failed_refits"] == [0, 1]
+    assert "Not held against the baseline, whose refit failed." in told(lost, study)
+    untried = lost | {"failed_refits": []}
+    assert "Not held against the baseline, which was not refit." in told(untried, study)
+
+
+def test_both_intervals_are_told_and_what_each_is_about(result: dict[str, Any]) -> None:
+    lines = dict(accuracy_lines(result))
+    for label, name, about in (
+        ("  images", "cv_accuracy", "these models"),
+        ("  folds", "cv_accuracy_by_folds", "the recipe"),
+    ):
+        assert lines[label] == f"{Interval(**result[name])}: {about}"
+    assert result["cv_accuracy_by_folds"]["low"] != result["cv_accuracy"]["low"]
+
+
+def test_no_accuracy_is_said_to_be_above_one(study: TrialStudy, tmp_path: Path) -> None:
+    winner = candidate(tmp_path, 2, study.recipe(study.trials[2]), 0.999)
+    assert winner.folds.high > 1
+    result = outcome_of(study, tmp_path, [winner], [])
+    [only] = result["candidates"]
+    assert result["cv_accuracy_by_folds"] == only["cv_accuracy_by_folds"]
+    assert only["cv_accuracy_by_folds"]["high"] == 1
+    assert only["cv_accuracy_by_folds"]["low"] == winner.folds.low
+
+
+def test_what_is_averaged_over_views_is_said_row_by_row(
+    study: TrialStudy, tmp_path: Path, result: dict[str, Any]
+) -> None:
+    recipe = study.recipe(study.trials[2]).with_values({"tta": "six_views"})
+    models = {"folds": model(0.91)}
     (tmp_path / "other").mkdir()
-    won = outcome_of(study, tmp_path / "other", [baseline, best], [])
-    assert "The baseline won" in told(won, study)
-    alone = outcome_of(study, tmp_path, [best], [])
-    assert "Not held against the baseline" in told(alone, study)
+    looks = [{"trial": 2, "models": models}]
+    found = outcome_of(study, tmp_path / "other", [candidate(tmp_path / "o", 2, recipe, 1)], looks)
+    texts = [text for _, text in accuracy_lines(found)]
+    assert [("one view" in text, "six_views" in text) for text in texts] == [
+        (True, False),  # validation
+        (True, False),  # the same images out of fold
+        (False, True),  # what follows is of the cross-validation
+        *[(False, False)] * 4,
+        (False, True),  # test
+    ]
+
+
+def test_a_validation_accuracy_of_other_epochs_says_so(
+    study: TrialStudy, candidates: list[Candidate], tmp_path: Path, result: dict[str, Any]
+) -> None:
+    assert "of epoch 2; each fold below had up to 4 epochs" in told(result, study)
+    recipe = study.recipe(study.trials[1])
+    stopped = candidate(tmp_path / "stopped", 1, recipe, 0.9)
+    found = outcome_of(study, tmp_path / "stopped", [stopped], [])
+    assert "of epoch 1; each fold below had up to 2 epochs" in told(found, study)
+    same = candidate(tmp_path / "same", 2, study.recipe(study.trials[2]), 0.9)
+    found = outcome_of(study, tmp_path / "same", [same], [])
+    assert "each fold below" not in told(found, study)
+
+
+def test_a_choice_by_loss_is_not_taken_for_one_by_accuracy(
+    study: TrialStudy, candidates: list[Candidate], tmp_path: Path
+) -> None:
+    best, baseline = candidates
+    second = candidate(tmp_path / "second", 3, study.recipe(study.trials[3]), 0.95)
+    result = outcome_of(study, tmp_path, [best, second, baseline], [])
+    assert "loss" not in "".join(verdict_lines(result))
+    result["objective"] = {"metric": "val_loss", "mode": "min"}
+    lines = list(verdict_lines(result))
+    told_of = "Chosen by out-of-fold loss, {:.4f}; the verdicts are on accuracy."
+    assert lines[0] == told_of.format(best.loss)
+    assert lines[3] == f"  its loss {baseline.loss:.4f}, on 1,000 images"
+    assert lines[4].startswith("Worse than trial 3: -")
+    assert lines[5].endswith("1,000 images; both must be below 0.017")
+    assert lines[6] == f"  its loss {second.loss:.4f}, on 1,000 images"
 
 
 def test_what_cannot_be_told_apart_is_said_to_be_so(study: TrialStudy, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from cifartune.refit.candidates import Candidate, Labels
-from cifartune.statistics import Comparison, compare
+from cifartune.statistics import ERROR_RATE, Comparison, compare
 
 
 @dataclass(frozen=True)
@@ -18,20 +18,25 @@ class Verdict:
         rival: The other's trial.
         comparison: What was found; of the winner.
         images: How many images both were judged on: those of the folds that the other has.
+        level: What both p-values must be below: the share of the error rate that the pair has.
     """
 
     rival: int
     comparison: Comparison
     images: int
+    level: float
 
     def as_dict(self) -> dict[str, Any]:
         """What result.json holds of it."""
         told = self.comparison.as_dict()
-        return {"rival": self.rival, "compared_images": self.images, **told}
+        about = {"rival": self.rival, "compared_images": self.images, "level": self.level}
+        return {**about, **told}
 
 
 def verdicts(candidates: Sequence[Candidate], labels: Labels) -> list[Verdict]:
-    """The winner, the first of `candidates`, against each of the others.
+    """The winner, the first of `candidates`, against each of the others, by accuracy.
+
+    Also where it was chosen by its loss: it may then be worse.
 
     The error rate is shared among all pairs: which is the winner's, the same images have decided.
     """
@@ -48,5 +53,5 @@ def verdicts(candidates: Sequence[Candidate], labels: Labels) -> list[Verdict]:
             comparisons=pairs,
             total_folds=len(np.unique(folds)),
         )
-        found.append(Verdict(other.number, comparison, int(shared.sum())))
+        found.append(Verdict(other.number, comparison, int(shared.sum()), ERROR_RATE / pairs))
     return found

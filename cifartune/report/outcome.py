@@ -10,12 +10,13 @@ from cifartune.config import Recipe, SearchSpace
 from cifartune.data.looks import looks
 from cifartune.refit import Candidate, verdicts
 from cifartune.refit.candidates import Labels
+from cifartune.refit.run import refit_trials
 from cifartune.report.machine import hardware, versions
 from cifartune.runs import RunFolder
 from cifartune.training.classifier import trained_epochs
 from cifartune.tuning.disk import freed_bytes
 from cifartune.tuning.jobs import WEIGHTS
-from cifartune.tuning.study import REFUSED, TrialStudy, attributes, is_feasible
+from cifartune.tuning.study import REFUSED, TrialStudy, attributes, is_feasible, kept_epoch
 
 
 def outcome(
@@ -57,14 +58,19 @@ def outcome(
         "baseline": space.base.model_dump(exclude={"seed"}),
         "changed": changes(space.base, winner.recipe, space),
         "validation_accuracy": attributes(trials[winner.number]).get("val_accuracy"),
+        "validation_epoch": kept_epoch(trials[winner.number]),
+        "refit_epoch": winner.recipe.last_epoch,
         "baseline_validation_accuracy": attributes(trials[0]).get("val_accuracy"),
         "verdicts": [verdict.as_dict() for verdict in verdicts(candidates, labels)],
-        **{k: v for k, v in winner.as_dict().items() if k not in ("trial", "dropped")},
+        **{k: v for k, v in _told(winner).items() if k not in ("trial", "dropped")},
         "folds": space.refit.folds,
         "seeds": space.refit.seeds,
         "images": len(winner.predictions.indices),
         "calibration": winner.calibration(labels).as_dict(),
-        "candidates": [candidate.as_dict() for candidate in candidates],
+        "candidates": [_told(candidate) for candidate in candidates],
+        "failed_refits": sorted(
+            {trial.number for trial in refit_trials(study)} - {c.number for c in candidates}
+        ),
         "models": models,
         "test_accuracy": models["folds"]["accuracy"] if models else None,
         "snapshot_cv_accuracy": winner.snapshots.accuracy.as_dict() if winner.snapshots else None,
@@ -107,6 +113,12 @@ def changes(base: Recipe, recipe: Recipe, space: SearchSpace) -> dict[str, list[
     before, after = base.flat(), recipe.flat()
     names = [*space.parameters, "epochs", "stopping.epoch"]
     return {n: [before[n], after[n]] for n in dict.fromkeys(names) if before[n] != after[n]}
+
+
+def _told(candidate: Candidate) -> dict[str, Any]:
+    """What result.json holds of it; a t interval of few folds may reach beyond all accuracies."""
+    folds = candidate.folds.within(0, 1).as_dict()
+    return candidate.as_dict() | {"cv_accuracy_by_folds": folds}
 
 
 def _values(space: SearchSpace, trial: FrozenTrial) -> dict[str, float]:

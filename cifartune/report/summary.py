@@ -1,6 +1,5 @@
 """The end of a search as text for the terminal."""
 
-from collections.abc import Iterator
 from textwrap import indent
 from typing import Any
 
@@ -9,9 +8,9 @@ from optuna.trial import TrialState
 from rich.console import Console
 from rich.table import Table
 
+from cifartune.report.answer import accuracy_lines, percent, verdict_lines, views
 from cifartune.report.planned import size, used_table
 from cifartune.report.tables import Row, short, show, show_time, trials_table
-from cifartune.statistics import Accuracy
 from cifartune.tuning.study import TrialStudy, kept_epoch
 
 LEADERBOARD = 10
@@ -48,13 +47,13 @@ def print_summary(result: dict[str, Any], study: TrialStudy, console: Console) -
     text = yaml.safe_dump(recipe, default_flow_style=None, sort_keys=False, width=58)
     console.print(indent(text.rstrip(), "  "), highlight=False, markup=False)
     console.print("\n[bold]Verdict[/]")
-    for line in _verdicts(result):
+    for line in verdict_lines(result):
         console.print(f"  {line}", highlight=False)
     console.print("\n[bold]Accuracy[/]")
-    for label, text in _accuracies(result):
+    for label, text in accuracy_lines(result):
         console.print(f"  {label:12} {text}", highlight=False)
     if result["models"]:
-        console.print(f"\n[bold]Final models[/] on {_test_set(result)}; {_views(result)}")
+        console.print(f"\n[bold]Final models[/] on {_test_set(result)}; {views(result)}")
         console.print(_models(result))
     seconds = result["seconds"]
     parts = ", ".join(f"{name} {show_time(s)}" for name, s in seconds.items() if name != "total")
@@ -66,67 +65,12 @@ def print_summary(result: dict[str, Any], study: TrialStudy, console: Console) -
         console.print(used_table(result["planned"], result["used"]))
 
 
-def _verdicts(result: dict[str, Any]) -> Iterator[str]:
-    """The winner against the baseline and the next best, in words."""
-    winner, verdicts = result["winner_trial"], result["verdicts"]
-    if not winner:
-        yield "The baseline won: nothing that was tried is better."
-    elif all(verdict["rival"] for verdict in verdicts):
-        yield "Not held against the baseline, which was not refit."
-    of_baseline = [verdict for verdict in verdicts if winner and not verdict["rival"]]
-    others = [verdict for verdict in verdicts if verdict not in of_baseline]
-    for verdict in [*of_baseline, *others[:1]]:
-        name = f"trial {verdict['rival']}" if verdict["rival"] else "the baseline"
-        told = {"better": "Better than", "worse": "Worse than"}
-        words = told.get(verdict["verdict"], "Cannot be told apart from")
-        by = verdict["folds"]
-        yield (
-            f"{words} {name}: {_points(by['value'])} points "
-            f"({_points(by['low'])} to {_points(by['high'])})"
-        )
-        yield (
-            f"  p {verdict['folds_p']:.2g} on folds, {verdict['images']['p']:.2g} on "
-            f"{verdict['compared_images']:,} images"
-        )
-
-
-def _points(difference: float) -> str:
-    return f"{100 * difference:+.2f}"
-
-
-def _accuracies(result: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """What was estimated of the winner, from the most hopeful to the most honest."""
-    told = f"{_percent(result['validation_accuracy'])}, by the images that chose it"
-    yield "validation", f"{told}; baseline {_percent(result['baseline_validation_accuracy'])}"
-    if chosen := result["cv_accuracy_of_validation_images"]:
-        yield "", f"{_percent(chosen['value'])}, the same images out of fold"
-    folds = f"{result['folds']}-fold CV"
-    yield folds, f"{_interval(result['cv_accuracy'])}, {result['images']:,} images"
-    if unchosen := result["cv_accuracy_of_images_that_chose_nothing"]:
-        yield "", f"{_interval(unchosen)}, those that chose nothing"
-    if result["snapshot_cv_accuracy"]:
-        yield (
-            "snapshots",
-            f"{_interval(result['snapshot_cv_accuracy'])}, CV: the ends of all cycles",
-        )
-    if not result["test_accuracy"]:
-        yield "test", f"not looked at; look: cifartune evaluate {result['name']}"
-        return
-    label = "test" if result["test_set"] == "CIFAR-10 test" else "stand-in"
-    yield label, f"{_interval(result['test_accuracy'])}, fold ensemble"
-
-
 def _test_set(result: dict[str, Any]) -> str:
     if result["test_set"] != "CIFAR-10 test":
         return "training images that stand in, no test images used"
     every = result["test_looks_of_all_searches"]
     looks = "one look" if result["test_looks"] == 1 else f"{result['test_looks']} looks"
     return f"the test set: {looks} by this search, {every} by all with these images"
-
-
-def _views(result: dict[str, Any]) -> str:
-    tta = result["test_time_augmentation"]
-    return "no test-time augmentation" if tta == "none" else f"test-time augmentation: {tta}"
 
 
 def _models(result: dict[str, Any]) -> Table:
@@ -147,8 +91,8 @@ def _models(result: dict[str, Any]) -> Table:
         table.add_row(
             MODELS[name],
             str(model["networks"]),
-            _percent(model["accuracy"]["value"]),
-            _percent(model["plain_accuracy"]["value"]),
+            percent(model["accuracy"]["value"]),
+            percent(model["plain_accuracy"]["value"]),
             f"{calibration['log_loss']:.3f}",
             f"{calibration['error']:.1%}, scaled {calibration['scaled_error']:.1%}",
             f"{1000 * model['seconds_per_image']:.2g}",
@@ -188,11 +132,3 @@ def _rounded(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _rounded(part) for key, part in value.items()}
     return float(f"{value:.4g}") if isinstance(value, float) else value
-
-
-def _interval(accuracy: dict[str, float]) -> str:
-    return str(Accuracy(**accuracy))
-
-
-def _percent(value: float | None) -> str:
-    return "unknown" if value is None else f"{value:.2%}"
