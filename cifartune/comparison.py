@@ -1,7 +1,7 @@
 """Recipes of finished searches beside each other: on the same images, pair by pair."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from itertools import combinations
 from zipfile import BadZipFile
@@ -17,6 +17,10 @@ from cifartune.statistics import compare as compare_pair
 
 UNREADABLE = (OSError, ValueError, TypeError, KeyError, EOFError, BadZipFile)
 """What numpy and json raise where a file is damaged."""
+
+
+NO_VERDICT = "no verdict"
+"""What is said of two on images that chose between trials."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,8 @@ class Compared:
         labels: Of the images, (N,).
         comparisons: Among how many the error rate is shared: a search's winner counts once for each
             of the refits that it was chosen from.
-        on_validation: Whether the images are validation images, on which trials are chosen.
+        on_validation: Whether the images are validation images, on which trials are chosen. Then
+            there are differences and intervals, and no verdicts.
         notes: What must be known to read the result, in sentences.
     """
 
@@ -59,7 +64,8 @@ def compare(entries: Sequence[Entry], labels: npt.NDArray[np.uint8]) -> Compared
 
     Refits are compared by their out-of-fold predictions, with test-time augmentation as their
     recipes have it. Where a trial that was not refit is among them, all are compared on validation
-    images and without it.
+    images and without it, and none is called better: of 64 equal trials, the one that these images
+    chose would be called better than the baseline in every other search.
 
     Args:
         entries: Two or more.
@@ -92,9 +98,11 @@ def compare(entries: Sequence[Entry], labels: npt.NDArray[np.uint8]) -> Compared
             comparisons=comparisons,
             total_folds=answers[a].folds,
         )
+        if on_validation:
+            comparison = replace(comparison, verdict=NO_VERDICT)
         compared.append(Pair(entry, other, comparison))
     notes = _notes(entries, answers, len(images), seeds, on_validation)
-    if any(pair.comparison.folds is None for pair in compared):
+    if not on_validation and any(pair.comparison.folds is None for pair in compared):
         notes.append(
             "Where two were not trained on the same folds, the verdict is by the images alone: it "
             "knows nothing of the luck of a training run."
@@ -177,8 +185,9 @@ def _notes(
     if on_validation:
         trials = ", ".join(entry.name for entry in entries if not entry.was_refit)
         notes.append(
-            f"Not refit: {trials}. So all are compared on validation images, which chose the "
-            "winners: what was chosen looks better there than it is."
+            f"Not refit: {trials}. So all are compared on validation images, and there is no "
+            "verdict: a trial is a single training run, and these images chose among trials, so "
+            "that what was chosen looks better there than it is."
         )
     if on_validation and any(entry.was_refit for entry in entries):
         notes.append(

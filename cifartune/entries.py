@@ -70,6 +70,11 @@ def find_entry(text: str, runs: Path, tracking_uri: str) -> Entry:
     name, colon, number = text.rpartition(":")
     if colon and not re.fullmatch(r"[0-9]{1,9}", number):
         raise UserError(f"{text}: after ':' comes the number of a trial, such as {name}:0")
+    if not (name if colon else text):
+        raise UserError(
+            f"compare: {text!r} names nothing; name a search, a trial of it such as quick:3, or "
+            "the id of an MLflow run"
+        )
     trial = int(number) if colon else None
     if not colon and re.fullmatch(r"[0-9a-f]{32}", text) and not (runs / text).exists():
         run, trial = _find_logged(text, runs, tracking_uri)
@@ -79,11 +84,7 @@ def find_entry(text: str, runs: Path, tracking_uri: str) -> Entry:
         raise UserError(
             f"{text}: search {run.name} is not finished; go on with: {run.resume_command}"
         )
-    try:
-        result = json.loads(run.result.read_text())
-        winner, refits = int(result["winner_trial"]), len(result["candidates"])
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{run.result}: cannot be read: {first_line(error)}") from None
+    winner, refits = _winner(run)
     if trial is None:
         entry = Entry(run.name, run, winner, refits)
         if not entry.was_refit:
@@ -96,6 +97,20 @@ def find_entry(text: str, runs: Path, tracking_uri: str) -> Entry:
     if not entry.was_refit and not entry.logits.exists():
         raise UserError(f"{text}: {_why_nothing_is_known(entry)}")
     return entry
+
+
+def _winner(run: RunFolder) -> tuple[int, int]:
+    """The trial that won, and how many refits it was chosen from."""
+    try:
+        result = json.loads(run.result.read_text())
+        return int(result["winner_trial"]), len(result["candidates"])
+    except KeyError as error:
+        reason = f"it has no {error.args[0]}"
+    except (OSError, ValueError, TypeError) as error:
+        reason = first_line(error)
+    raise UserError(
+        f"{run.result}: cannot be read: {reason}; it is made again by: {run.resume_command}"
+    )
 
 
 def _find_logged(run_id: str, runs: Path, uri: str) -> tuple[RunFolder, int | None]:
@@ -123,14 +138,17 @@ def _why_nothing_is_known(entry: Entry) -> str:
     from cifartune.tuning.recorded import recorded_trials
 
     run, number = entry.run, entry.trial
-    trials = recorded_trials(run)
+    try:
+        trials = recorded_trials(run)
+    except KeyError:
+        return f"the study of {run.name} is not there"
     if number >= len(trials):
         return f"{run.name} has no trial {number}: its last is {len(trials) - 1}"
-    refit = {int(path.parent.name.removeprefix("trial-")) for path in run.refit.glob("*/oof.npz")}
-    kept = {int(path.parent.name) for path in run.trials.glob(f"*/{LOGITS}")}
+    refit = {path.parent.name.removeprefix("trial-") for path in run.refit.glob("*/oof.npz")}
+    kept = {path.parent.name for path in run.trials.glob(f"*/{LOGITS}")}
     if trials[number].state is TrialState.COMPLETE:
         reason = "was not refit, and its logits are not kept (checkpoints.keep)"
     else:
         reason = "was not refit, and did not come to its end"
-    known = ", ".join(map(str, sorted(refit | kept))) or "none"
+    known = ", ".join(sorted(filter(str.isdigit, refit | kept), key=int)) or "none"
     return f"trial {number} {reason}; of {run.name}, these can be compared: {known}"

@@ -172,7 +172,7 @@ def paired(first: Right, second: Right) -> Paired:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What can be said of two recipes that were trained on the same folds.
+    """What can be said of two recipes.
 
     Attributes:
         verdict: Of the first: `better`, `worse`, or `cannot be told apart`.

@@ -137,4 +137,4 @@ def test_the_test_set_stays_sealed_until_it_is_asked_for(tmp_path: Path, data_ro
     assert "the same weights, bit for bit" in same.stdout
     compared = cifartune("compare", "sealed:0", "sealed:1", cwd=tmp_path, CIFARTUNE_DATA=str(root))
     assert compared.returncode == 0, compared.stderr
-    assert (tmp_path / "runs" / "comparisons").is_dir()
+    assert (tmp_path / "runs" / "_comparisons").is_dir()

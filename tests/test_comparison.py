@@ -15,19 +15,26 @@ from PIL import Image
 from rich.console import Console
 from typer.testing import CliRunner
 
+from cifartune import entries
 from cifartune.cli import answers
-from cifartune.comparison import Compared, compare
+from cifartune.comparison import NO_VERDICT, Compared, compare
 from cifartune.config import SearchSpace
 from cifartune.data import CLASSES, load_train
 from cifartune.data.splits import Splits, make_splits
 from cifartune.entries import find_entries, find_entry
 from cifartune.errors import UserError
 from cifartune.refit.out_of_fold import OutOfFold
-from cifartune.report.compared import comparison_frame, print_comparison, write_comparison
+from cifartune.report.compared import (
+    comparison_frame,
+    default_folder,
+    print_comparison,
+    write_comparison,
+)
 from cifartune.runs import RunFolder
 from cifartune.statistics import Accuracy, corrected_t, corrected_t_test, fold_differences, paired
 from cifartune.tracking import default_uri
 from cifartune.tracking.store import MlflowStore
+from cifartune.tuning import jobs
 from cifartune.tuning.study import TrialStudy
 
 Bools = npt.NDArray[np.bool_]
@@ -234,7 +241,39 @@ def test_trials_are_compared_on_validation_images(tmp_path: Path) -> None:
     assert found.pairs[1].comparison.folds is None
     text = joined(found)
     assert "Accuracy on 400 validation images, without test-time augmentation" in text
-    assert "Not refit: b:5, a:1, b:6." in text and "chose the winners" in text
+    assert "Not refit: b:5, a:1, b:6." in text and "these images chose among trials" in text
+
+
+def test_trials_are_not_called_better_on_images_that_chose_them(tmp_path: Path) -> None:
+    run = finished(tmp_path, "a", winner=3)
+    add_refit(run, 3, GOOD)
+    add_refit(run, 2, BAD)
+    add_trial(run, 1, BAD)
+    validation = Splits.load(run.splits).validation
+    assert paired(GOOD[validation], BAD[validation]).p < 0.0001
+    found = compared(tmp_path, "a", "a:1", "a:2")
+    assert {pair.comparison.verdict for pair in found.pairs} == {NO_VERDICT}
+    text = joined(found)
+    assert "there is no verdict: a trial is a single training run" in text
+    for of_tests in ("McNemar", "corrected t", "0.0001", "worse", "told apart", "error rate"):
+        assert of_tests not in text
+    assert re.search(r"a:1 images -\d+\.\d\d -\d+\.\d\d to -\d+\.\d\d", text)
+    frame = comparison_frame(found)
+    assert "verdict" not in frame and frame["difference"].notna().all()
+    assert frame["mcnemar_p"].isna().all() and frame["folds_p"].isna().all()
+    refits = compared(tmp_path, "a", "a:2")
+    assert [pair.comparison.verdict for pair in refits.pairs] == ["worse"]
+
+
+def test_no_search_can_be_called_as_the_folder_of_comparisons(runs: Path) -> None:
+    folder = default_folder(find_entries(["good", "bad"], runs, "sqlite:///none.db"), runs)
+    assert folder.parent.parent == runs
+    with pytest.raises(UserError, match="in front"):
+        RunFolder.check_name(runs, folder.parent.name)
+
+
+def test_the_files_of_trials_are_called_as_slots_call_them() -> None:
+    assert (entries.LOGITS, entries.PLAIN_LOGITS) == (jobs.LOGITS, jobs.PLAIN_LOGITS)
 
 
 def test_beside_a_trial_a_refit_is_compared_on_validation_images(tmp_path: Path) -> None:
@@ -291,7 +330,7 @@ def test_the_command_writes_csv_and_picture(
     app.command()(answers.compare)
     result = CliRunner().invoke(app, ["good", "bad", "--runs", str(runs)])
     assert result.exit_code == 0, result.output
-    folder = runs / "comparisons" / "good-bad"
+    folder = runs / "_comparisons" / "good-bad"
     assert "Out-of-fold accuracy on 2,000 training images" in result.output
     paths = [str(folder / "comparison.csv"), str(folder / "comparison.png")]
     assert result.output.splitlines()[-2:] == paths
@@ -316,6 +355,8 @@ def test_what_cannot_be_written_is_told(runs: Path, tmp_path: Path) -> None:
 
 
 WRONG = {
+    "empty": (["good", ""], "^compare: '' names nothing; name a search, a trial of it such as"),
+    "no name": (["good", ":3"], "^compare: ':3' names nothing; name a search"),
     "one": (["good"], "compare: two searches or trials are needed at least"),
     "unknown": (["good", "god"], "no run is called god; there are bad, good, medium, new"),
     "no number": (["good", "good:x"], "good:x: after ':' comes the number of a trial, such as"),
@@ -330,7 +371,21 @@ WRONG = {
     "the same": (["good", "bad", "good:4"], "good and good:4 are the same, trial 4 of good"),
     "lost": (["medium", "good"], r"medium: \S+oof\.npz is missing; it is made again by: .*resume"),
     "damaged": (["bad", "good"], r"oof\.npz: cannot be read: "),
-    "no result": (["bad", "good"], r"result\.json: cannot be read: "),
+    "no study": (["bad", "medium:9"], "^medium:9: the study of medium is not there$"),
+    **{
+        text: (
+            ["bad", "good"],
+            rf"result\.json: cannot be read: .*{reason}.*; it is made again by: ",
+        )
+        for text, reason in {
+            "{": "Expecting",
+            "[]": "list indices",
+            "{}": "it has no winner_trial",
+            '{"winner_trial": 4}': "it has no candidates",
+            '{"winner_trial": null, "candidates": []}': "NoneType",
+            '{"winner_trial": 4, "candidates": 2}': "no len",
+        }.items()
+    },
 }
 
 
@@ -341,12 +396,16 @@ def test_bad_input_is_one_clear_line(runs: Path, case: str) -> None:
     good = RunFolder.open(runs, "good")
     add_study(good)
     add_trial(good, 0, GOOD)
+    for folder in (good.trials / "0-copy", good.refit / "trial-4-copy"):  # of the user's
+        folder.mkdir(parents=True)
+        for file in ("logits.npy", "oof.npz"):
+            (folder / file).touch()
     if case == "lost":
         RunFolder.open(runs, "medium").out_of_fold(4).unlink()
     if case == "damaged":
         good.out_of_fold(4).write_bytes(b"PK damaged")
-    if case == "no result":
-        good.result.write_text("{")
+    if case[0] in "[{":
+        good.result.write_text(case)
     with pytest.raises(UserError, match=message) as error:
         compared(runs, *names)
     assert len(str(error.value).splitlines()) == 1

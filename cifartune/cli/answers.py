@@ -52,7 +52,7 @@ def compare(
         Path | None,
         typer.Option(
             help="The folder for comparison.csv and comparison.png. Default: one in "
-            "<runs>/comparisons.",
+            "<runs>/_comparisons.",
             show_default=False,
         ),
     ] = None,

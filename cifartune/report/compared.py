@@ -26,15 +26,15 @@ def print_comparison(compared: Compared, console: Console) -> None:
     console.print(_accuracies(compared))
     console.print(f"\n[bold]Against {best}[/], in percentage points\n", highlight=False)
     console.print(_differences(compared))
+    console.print()
     shared = f", shared among {count} comparisons" if count > 1 else ""
     if any(entry.rivals > 1 for entry in compared.entries):
         shared += ": a winner counts once for each refit that it was chosen from"
-    console.print(
-        f"\nTwo are told apart where every p is below {ERROR_RATE / count:.2g}: an error rate of "
-        f"{ERROR_RATE:.0%}{shared}.",
-        highlight=False,
+    level = (
+        f"Two are told apart where every p is below {ERROR_RATE / count:.2g}: an error rate of "
+        f"{ERROR_RATE:.0%}{shared}."
     )
-    for note in compared.notes:
+    for note in [*([] if compared.on_validation else [level]), *compared.notes]:
         console.print(note, highlight=False)
 
 
@@ -68,17 +68,19 @@ def _accuracies(compared: Compared) -> Table:
 
 def _differences(compared: Compared) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0))
-    for heading in ("", "by", "difference", "95 % interval", "p", "test"):
+    tests = [] if compared.on_validation else ["p", "test"]
+    for heading in ("", "by", "difference", "95 % interval", *tests):
         is_text = heading in ("", "by", "test")
         table.add_column(
             heading, justify="left" if is_text else "right", overflow="fold", no_wrap=heading != ""
         )
     for pair in _with_best(compared):
         name, told = compared.entries[pair.entry].name, pair.comparison
-        images = told.images
-        table.add_row(name, "images", *_points(images.difference), _p(images.p), "McNemar")
+        rows = [(name, "images", *_points(told.images.difference), _p(told.images.p), "McNemar")]
         if told.folds is not None and told.folds_p is not None:
-            table.add_row("", "folds", *_points(told.folds), _p(told.folds_p), "corrected t")
+            rows.append(("", "folds", *_points(told.folds), _p(told.folds_p), "corrected t"))
+        for row in rows:
+            table.add_row(*row[: len(table.columns)])
     return table
 
 
@@ -103,7 +105,8 @@ def comparison_frame(compared: Compared) -> pd.DataFrame:
     Wilson's interval; how many images only one of them gets right; the difference in accuracy by
     images with its interval and McNemar's p; for all images also the difference by folds, with the
     interval and p of the corrected resampled t, and the verdict. The p-values of classes are as
-    they are: no error rate is shared among them.
+    they are: no error rate is shared among them. On validation images there are no p-values and no
+    verdict: these images chose.
     """
     groups = {"all": np.full(len(compared.labels), True)}
     groups |= {CLASSES[label]: compared.labels == label for label in np.unique(compared.labels)}
@@ -123,11 +126,12 @@ def comparison_frame(compared: Compared) -> pd.DataFrame:
                 "only_entry_right": images.only_first,
                 "only_against_right": images.only_second,
                 **_named("difference", images.difference),
-                "mcnemar_p": images.p,
+                "mcnemar_p": None if compared.on_validation else images.p,
             }
             if group == "all" and told.folds is not None:
-                row |= {**_named("folds_difference", told.folds), "folds_p": told.folds_p}
-            if group == "all":
+                row |= _named("folds_difference", told.folds)
+                row["folds_p"] = None if compared.on_validation else told.folds_p
+            if group == "all" and not compared.on_validation:
                 row["verdict"] = told.verdict
             rows.append(row)
     return pd.DataFrame(rows)
@@ -188,6 +192,9 @@ def write_comparison(compared: Compared, folder: Path) -> list[Path]:
 
 
 def default_folder(entries: Sequence[Entry], runs: Path) -> Path:
-    """Where a comparison is written if the user does not say: a folder named by its entries."""
+    """Where a comparison is written if the user does not say: a folder named by its entries.
+
+    No search can be called as the folder around it: a name begins with a letter or a digit.
+    """
     names = "-".join(entry.name.replace(":", "-") for entry in entries)
-    return runs / "comparisons" / names[:200]  # file systems allow 255
+    return runs / "_comparisons" / names[:200]  # file systems allow 255
