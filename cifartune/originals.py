@@ -114,7 +114,13 @@ def _winner(search: LoggedSearch, wanted: str) -> str:
             f"{wanted}: the search is not finished and has no winner; take one of its trials, such "
             f"as {search.runs['search'].info.run_name}:0"
         )
-    return f"trial-{json.loads(result)['winner_trial']}"
+    try:
+        return f"trial-{int(json.loads(result)['winner_trial'])}"
+    except (ValueError, TypeError, KeyError):
+        raise UserError(
+            f"{wanted}: the MLflow run's result.json is damaged or of another version, and names "
+            f"no winner; take a trial, such as {search.runs['search'].info.run_name}:0"
+        ) from None
 
 
 def _original(search: LoggedSearch, key: str) -> Original:
@@ -138,15 +144,26 @@ def _original(search: LoggedSearch, key: str) -> Original:
             f"{name}: was logged by cifartune {version}, and {__version__} does not read its "
             f"settings ({first_line(error)}); install that version"
         ) from None
+    try:
+        environment = {
+            str(name): str(text) for name, text in json.loads(tags["environment"]).items()
+        }
+        fold = int(tags["fold"]) if "fold" in tags else None
+        threads, workers = int(tags["threads"]), int(tags["workers"])
+    except (ValueError, AttributeError) as error:
+        raise UserError(
+            f"{name}: a tag of its MLflow run is damaged or of another version "
+            f"({first_line(error)}); take another run"
+        ) from None
     return Original(
         name=name,
         space=space,
         recipe=recipe,
-        fold=int(tags["fold"]) if "fold" in tags else None,
+        fold=fold,
         device=tags["device"],
-        threads=int(tags["threads"]),
-        workers=int(tags["workers"]),
-        environment=json.loads(tags["environment"]),
+        threads=threads,
+        workers=workers,
+        environment=environment,
         digest=tags["weights_sha256"],
         curve=search.curve(key, "val_accuracy"),
         held_out_accuracy=run.data.metrics.get("held_out_accuracy"),
@@ -161,7 +178,7 @@ def _tags(run: "Run") -> dict[str, str]:
 def _in_the_way(tags: dict[str, str], status: str) -> str:
     """Why nothing can be compared with a run; empty if something can."""
     needed = "; take a trial that is COMPLETE, or a fold of a refit"
-    if tags["kind"] == "refit":
+    if tags.get("kind") == "refit":
         return f"is a whole cross-validation; take one of its folds, such as {tags['key']}-fold-0"
     if "failure" in tags:
         return f"failed: {tags.get('message', tags['failure'])}{needed}"

@@ -34,24 +34,27 @@ class Pair:
 
     @property
     def bound(self) -> float:
-        """How far two accuracies like these, each on so many images, are apart by chance.
+        """How far apart they may be: a yardstick, and not a test.
 
-        At the most, in 95 of 100 cases: 1.96 standard deviations of the difference of two binomial
-        shares.
+        1.96 standard deviations of the difference of two binomial shares: so far apart, in 95 of
+        100 cases at the most, are two models that are as good, each on so many images of its own.
+        These are the same images, on which two models differ by less; and training runs have luck
+        of their own, by which they differ by more.
         """
         mean = (self.then + self.now) / 2
         return DEVIATIONS * math.sqrt(2 * mean * (1 - mean) / self.images)
 
     @property
     def agrees(self) -> bool:
-        """Whether chance explains the difference."""
+        """Whether they are no further apart than that."""
         return abs(self.then - self.now) <= self.bound
 
     def __str__(self) -> str:
         return (
             f"{self.name}: {self.then:.2%} then, {self.now:.2%} now, on {self.images:,} images; "
-            f"{100 * abs(self.then - self.now):.2f} points apart, where chance alone makes up to "
-            f"{100 * self.bound:.2f} in 95 cases of 100"
+            f"{100 * abs(self.then - self.now):.2f} points apart, of {100 * self.bound:.2f} "
+            "allowed: as far as equal models are in 95 of 100 cases, each on so many images of its "
+            "own"
         )
 
 
@@ -61,7 +64,8 @@ class Reproduction:
 
     Attributes:
         same_weights: Whether the weights are the same, bit for bit.
-        is_promised: Whether they have to be: on a CPU, by the same versions on the same hardware.
+        is_promised: Whether they have to be: on a CPU, by the same versions on the same hardware,
+            and the same code, which a commit names.
         pairs: The accuracies of both runs.
         failure: Why the new run did not come to its end; empty if it did.
     """
@@ -86,14 +90,16 @@ class Reproduction:
         if self.same_weights:
             return "reproduced: the same weights, bit for bit"
         if not all(pair.agrees for pair in self.pairs):
-            return "not reproduced: the weights differ, and the accuracy by more than chance"
+            return "not reproduced: the weights differ, and the accuracy by more than is allowed"
         if self.is_promised:
-            accuracy = "; the accuracy agrees within its noise" if self.pairs else ""
+            accuracy = "; the accuracy is within what is allowed" if self.pairs else ""
             return (
                 "not reproduced: the weights differ, and on this CPU, with the same versions and "
                 f"threads, they have to be the same{accuracy}"
             )
-        return "reproduced: other weights, and the same accuracy within its noise"
+        if not self.pairs:
+            return "not reproduced: the weights differ, and there is no accuracy to compare"
+        return "reproduced: other weights, and the accuracy is within what is allowed"
 
 
 def differences(original: Original) -> list[str]:
@@ -105,6 +111,11 @@ def differences(original: Original) -> list[str]:
         for name in {**then, **now}
         if then.get(name) != now.get(name)
     ]
+
+
+def is_code_known(commit: str) -> bool:
+    """Whether a commit says which code ran: not where files were changed, or there is no commit."""
+    return commit != "unknown" and not commit.endswith("-dirty")
 
 
 def reproduce(
@@ -137,8 +148,10 @@ def reproduce(
             "another run would come out; try it on a machine with a GPU"
         )
     different = differences(original)
-    is_promised = device.type == "cpu" and not different
-    if not (original.curve or is_promised):
+    is_same = device.type == "cpu" and not different
+    commit = original.environment.get("commit", "unknown")
+    is_promised = is_same and is_code_known(commit)
+    if not (original.curve or is_same):
         raise UserError(
             f"{original.name}: trained on all images, so that there is no accuracy to compare, and "
             "its weights come out the same only on the same CPU with the same versions; take a fold"
@@ -146,6 +159,8 @@ def reproduce(
     say(f"{original.name}: {original.recipe.model.name} on the {device.type} again")
     for difference in different:
         say(f"different: {difference}")
+    if is_same and not is_promised:
+        say(f"perhaps different: the code, of the commit {commit}: other weights may come out")
     before = torch.get_num_threads()
     torch.set_num_threads(original.threads)
     try:

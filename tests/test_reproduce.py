@@ -158,19 +158,36 @@ def tag(world: World) -> Iterator[Callable[[str, str, str], None]]:
         client.set_tag(run_id, name, text)
 
 
+@pytest.fixture
+def code(monkeypatch: pytest.MonkeyPatch) -> Callable[[Original, str], Original]:
+    """Says which commit the code was of, then and now."""
+
+    def at(original: Original, commit: str) -> Original:
+        now = {**jobs.environment(torch.device("cpu")), "commit": commit}
+        monkeypatch.setattr(reproduce_module, "environment", lambda device: now)
+        return replace(original, environment={**original.environment, "commit": commit})
+
+    return at
+
+
+COMMIT = "a" * 40
+
+
 def again(original: Original, data_root: Path) -> tuple[Reproduction, list[str]]:
     """What comes out, and what was said on the way."""
     said = list[str]()
     return reproduce(original, data_root, say=said.append), said
 
 
-def test_a_trial_comes_out_the_same(world: World, data_root: Path) -> None:
+def test_a_trial_comes_out_the_same(
+    world: World, data_root: Path, code: Callable[[Original, str], Original]
+) -> None:
     """Though the search's folder is gone: all that it takes is in the store."""
     assert not (world.runs / "toy").exists()
     original = world.original("trial-0")
     assert "auto" not in original.recipe.flat().values()
     assert original.recipe.seed != SPACE.base.seed
-    found, said = again(original, data_root)
+    found, said = again(code(original, COMMIT), data_root)
     assert found.same_weights and found.holds
     assert found.verdict == "reproduced: the same weights, bit for bit"
     [pair] = found.pairs
@@ -192,15 +209,18 @@ def test_a_fold_comes_out_the_same(world: World, data_root: Path) -> None:
 
 
 def test_what_was_trained_on_all_images_is_judged_by_its_weights(
-    world: World, data_root: Path
+    world: World, data_root: Path, code: Callable[[Original, str], Original]
 ) -> None:
-    original = world.original("refit-0-all-images")
+    original = code(world.original("refit-0-all-images"), COMMIT)
     found, said = again(original, data_root)
     assert found.holds and found.same_weights and not found.pairs
     assert said[-1].startswith("epoch 2: train_loss ")
     tampered, _ = again(replace(original, digest="0" * 64), data_root)
     assert not tampered.holds
     assert tampered.verdict.endswith("threads, they have to be the same")
+    unknown, _ = again(code(replace(original, digest="0" * 64), "unknown"), data_root)
+    assert not unknown.holds
+    assert unknown.verdict.endswith("the weights differ, and there is no accuracy to compare")
     elsewhere = replace(original, environment={**original.environment, "torch": "1.0"})
     with pytest.raises(UserError, match=r"there is no accuracy to compare.*; take a fold$"):
         again(elsewhere, data_root)
@@ -217,15 +237,33 @@ def test_names_stand_for_runs(world: World) -> None:
 
 
 def test_other_weights_are_told_where_they_have_to_be_the_same(
-    world: World, data_root: Path, tag: Callable[[str, str, str], None]
+    world: World,
+    data_root: Path,
+    tag: Callable[[str, str, str], None],
+    code: Callable[[Original, str], Original],
 ) -> None:
     tag("trial-0", "weights_sha256", "0" * 64)
-    found, _ = again(world.original("trial-0"), data_root)
+    found, said = again(code(world.original("trial-0"), COMMIT), data_root)
+    assert not any("different" in line for line in said)
     assert (found.same_weights, found.holds) == (False, False)
     assert found.verdict.startswith("not reproduced: the weights differ, and on this CPU")
-    assert found.verdict.endswith("; the accuracy agrees within its noise")
+    assert found.verdict.endswith("; the accuracy is within what is allowed")
     [pair] = found.pairs
     assert pair.agrees and "0.00 points apart" in str(pair)
+
+
+@pytest.mark.parametrize("commit", ["unknown", f"{COMMIT}-dirty"])
+def test_the_same_weights_are_not_promised_of_code_that_nobody_knows(
+    world: World, data_root: Path, code: Callable[[Original, str], Original], commit: str
+) -> None:
+    """Twice the same commit with changes, or twice none, may be two programs."""
+    original = replace(world.original("trial-0"), digest="0" * 64)
+    found, said = again(code(original, commit), data_root)
+    assert (found.is_promised, found.holds) == (False, True)
+    assert found.verdict.startswith("reproduced: other weights, and the accuracy is within")
+    assert said[1] == (
+        f"perhaps different: the code, of the commit {commit}: other weights may come out"
+    )
 
 
 def test_elsewhere_the_accuracy_counts(
@@ -243,11 +281,11 @@ def test_elsewhere_the_accuracy_counts(
     original = world.original("trial-0")
     found, _ = again(original, data_root)
     assert found.holds
-    assert found.verdict == "reproduced: other weights, and the same accuracy within its noise"
+    assert found.verdict == "reproduced: other weights, and the accuracy is within what is allowed"
     better = replace(original, curve={epoch: 0.999 for epoch in original.curve})
     found, _ = again(better, data_root)
     assert not found.holds
-    assert found.verdict.endswith("the weights differ, and the accuracy by more than chance")
+    assert found.verdict.endswith("the weights differ, and the accuracy by more than is allowed")
 
 
 def test_the_epoch_that_is_kept_is_compared(world: World) -> None:
@@ -307,6 +345,9 @@ def test_runs_of_others_are_refused(world: World) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "told"),
     [
+        ("threads", "two", r"a tag of its MLflow run is damaged .*'two'.*; take another run$"),
+        ("environment", "{", r"a tag of its MLflow run is damaged .*; take another run$"),
+        ("environment", "[]", r"a tag of its MLflow run is damaged .*; take another run$"),
         ("weights_sha256", "", r"has no tag cifartune\.weights_sha256.*an earlier cifartune"),
         ("recipe", '{"a_field_of_later": 1}', r"was logged by cifartune \d.*does not read"),
     ],
@@ -336,6 +377,18 @@ def test_files_that_the_store_lacks_are_named(
     )
     with pytest.raises(UserError, match=told):
         find_original(wanted, world.kept)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"winner_trial": null}'])
+def test_a_result_that_names_no_winner_is_told(
+    world: World, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    whole = LoggedSearch.text
+    monkeypatch.setattr(
+        LoggedSearch, "text", lambda self, name: text if "result" in name else whole(self, name)
+    )
+    with pytest.raises(UserError, match=r"^toy: .*names no winner; take a trial, such as toy:0$"):
+        find_original("toy", world.kept)
 
 
 def test_what_cannot_be_trained_here_is_refused(
@@ -383,6 +436,9 @@ def test_chance_parts_accuracies_as_far_as_is_said() -> None:
         assert 0.94 < within < 0.96
     assert Pair("", 1.0, 1.0, 100).agrees
     assert not Pair("", 1.0, 0.9, 100).agrees
+    told = str(Pair("val_accuracy", 0.5, 0.52, 5000))
+    assert "2.00 points apart, of 1.96 allowed: as far as equal models are" in told
+    assert "chance" not in told
 
 
 def test_the_digest_is_of_the_weights_alone(
