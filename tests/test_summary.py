@@ -102,10 +102,14 @@ def model(share: float) -> dict[str, Any]:
 
 
 def outcome_of(
-    study: TrialStudy, tmp_path: Path, candidates: list[Candidate], looks: list[dict[str, Any]]
+    study: TrialStudy,
+    tmp_path: Path,
+    candidates: list[Candidate],
+    looks: list[dict[str, Any]],
+    plan: str | None = None,
 ) -> dict[str, Any]:
     run = RunFolder.create(tmp_path / "runs", SPACE, "toy")
-    run.plan.write_text(json.dumps(PLANNED))
+    run.plan.write_text(plan or json.dumps(PLANNED))
     digests = {"models_sha256": run.models_digest(0)}  # of models without files, whose ever
     run.evaluation.write_text(json.dumps([look | digests for look in looks]))
     return outcome(
@@ -226,6 +230,15 @@ def test_a_search_that_is_sealed_says_how_to_open_the_test_set(
     result = outcome_of(study, tmp_path, candidates, [])
     assert result["test_accuracy"] is None and result["models"] is None
     assert "not looked at; look: cifartune evaluate toy" in told(result, study)
+
+
+def test_without_a_plan_that_can_be_read_there_is_an_outcome(
+    study: TrialStudy, candidates: list[Candidate], tmp_path: Path
+) -> None:
+    for number, text in enumerate(("{", "[1]")):
+        (tmp_path / str(number)).mkdir()
+        found = outcome_of(study, tmp_path / str(number), candidates, [], plan=text)
+        assert found["planned"] is None
 
 
 def test_the_verdict_says_when_the_baseline_won_or_was_not_tried(

@@ -18,6 +18,9 @@ from cifartune.tuning.disk import freed_bytes
 from cifartune.tuning.jobs import WEIGHTS
 from cifartune.tuning.study import REFUSED, TrialStudy, attributes, is_feasible, kept_epoch
 
+JUDGED = {"networks", "accuracy", "plain_accuracy", "calibration", "seconds_per_image"}
+"""What is told of each final model that was judged on the test set."""
+
 
 def outcome(
     study: TrialStudy,
@@ -41,6 +44,9 @@ def outcome(
         data_root: Beside the images, all looks at the test set are counted.
         seconds: By stage.
         mlflow: Where it is logged.
+
+    Raises:
+        UserError: What was seen of the test set cannot be read.
     """
     winner, space = candidates[0], study.space
     trials = study.trials
@@ -91,7 +97,7 @@ def outcome(
             for t in (study.front if len(space.targets) > 1 else [])
         ],
         "seconds": seconds,
-        "planned": json.loads(run.plan.read_text()) if run.plan.exists() else None,
+        "planned": _planned(run),
         "used": _used(study, candidates, run, seconds),
         "freed_bytes": freed_bytes(run.trials),
         "hardware": hardware(),
@@ -113,6 +119,15 @@ def changes(base: Recipe, recipe: Recipe, space: SearchSpace) -> dict[str, list[
     before, after = base.flat(), recipe.flat()
     names = [*space.parameters, "epochs", "stopping.epoch"]
     return {n: [before[n], after[n]] for n in dict.fromkeys(names) if before[n] != after[n]}
+
+
+def _planned(run: RunFolder) -> dict[str, Any] | None:
+    """The plan that was kept; None where there is none that can be read: it only stands beside."""
+    try:
+        plan = json.loads(run.plan.read_text())
+    except (OSError, ValueError):
+        return None
+    return plan if isinstance(plan, dict) else None
 
 
 def _told(candidate: Candidate) -> dict[str, Any]:
