@@ -26,8 +26,10 @@ from simulated_folds import (
     FOLDS,
     World,
     accuracy_coverage,
+    chosen_trials,
     difference_coverage,
     race_outcomes,
+    refits,
     verdicts,
     wilson_coverage,
     winners,
@@ -52,6 +54,11 @@ EPOCHS = 8
 
 NOISES = ((0.0005, 0.0002), (0.002, 0.001), (0.005, 0.002))
 """Standard deviations of accuracy: from run to run, and from training set to training set."""
+
+NOISES_OF_DATA = ((0.002, 0.002), (0.0005, 0.002), (0.002, 0.005))
+"""The same where training sets matter as much as runs or more: what the corrected t cannot see, as
+two folds share most of their training images.
+"""
 
 Row = dict[str, Any]
 
@@ -84,7 +91,7 @@ class Case:
 
 def cases() -> Iterator[Case]:
     """All that is asked."""
-    for training, data in NOISES:
+    for training, data in (*NOISES, *NOISES_OF_DATA):
 
         def world(
             *accuracies: float, seeds: int = 1, t: float = training, d: float = data
@@ -105,6 +112,10 @@ def cases() -> Iterator[Case]:
         for gap in (0.01, 0.03):
             last = world(0.94, 0.94, 0.94 - gap)
             yield Case("candidate behind dropped", last, partial(race_outcomes, of=2), {})
+        for others in ((0.94,), 3 * (0.94,), 9 * (0.94,), (0.95,), (0.95, 0.94, 0.94)):
+            yield Case("whole refit", world(0.94, *others), refits, {})
+    trials = World(65 * (0.94,), images=5_000)
+    yield Case("best of 64 trials by images alone", trials, chosen_trials, {})
     # Where images decide and no luck, runs of a fold are all the same.
     alike = World((0.94, 0.94), training=0.0, data=0.0, leaning=0.5, seeds=10)
     yield Case("interval of a difference", alike, difference_coverage, {})

@@ -11,6 +11,7 @@ from statistics import fmean, median
 from typing import Any
 
 from ablation import PARTS
+from coverage_page import coverage
 from measured import RESULTS, ROOT
 from throughput import MODELS, is_of
 
@@ -114,6 +115,7 @@ def sections() -> Iterator[str]:
     yield from section("Slots at work", "quick_search", slots)
     yield from section("Saving state", "saving", saving)
     yield from section("Deciding in a large search", "simulated_search", simulated)
+    yield from section("How often intervals and verdicts err", "coverage", coverage)
 
 
 def section(title: str, name: str, text: Callable[[Result], Iterator[str]]) -> Iterator[str]:

@@ -59,10 +59,7 @@ class World:
         accuracies = np.array(self.accuracies)[:, None, None]
         shape = (len(self.accuracies), self.seeds, FOLDS)
         is_hard = 2 * (1 - float(accuracies.mean()))
-        # What the images of a fold are worth for training: its model goes without them.
-        worth = random.standard_normal((len(self.accuracies), 1, FOLDS))
-        rest = (worth.sum(2, keepdims=True) - worth) / np.sqrt(FOLDS - 1)
-        luck = self.data * rest + self.training * random.standard_normal(shape)
+        luck = self._luck_of_images(random) + self.training * random.standard_normal(shape)
         chance = 1 - (1 - accuracies - luck) / is_hard
 
         fold = (np.arange(self.images) * FOLDS // self.images).astype(np.int8)
@@ -72,6 +69,20 @@ class World:
         drawn = random.random((*shape[:2], len(hard)), dtype=np.float32)
         right[:, :, hard] = drawn < chance[:, :, fold[hard]] + leaning
         return right, fold
+
+    def given_images(self, count: int, seed: int) -> Iterator[npt.NDArray[np.float64]]:
+        """For each of the draws, the accuracies (C,) over training runs on its training images."""
+        for number in range(count):
+            luck = self._luck_of_images(np.random.default_rng([seed, number]))
+            yield np.array(self.accuracies) + luck.mean((1, 2))
+
+    def _luck_of_images(self, random: np.random.Generator) -> npt.NDArray[np.float64]:
+        """What the training images of each fold do to its accuracy, (C, 1, F)."""
+        # What the images of a fold are worth for training: its model goes without them.
+        worth = random.standard_normal((len(self.accuracies), 1, FOLDS))
+        rest = (worth.sum(2, keepdims=True) - worth) / np.sqrt(FOLDS - 1)
+        luck: npt.NDArray[np.float64] = self.data * rest
+        return luck
 
 
 def wilson_coverage(accuracy: float, images: int) -> float:
@@ -89,15 +100,20 @@ def accuracy_coverage(world: World, count: int, seed: int = 0) -> dict[str, floa
     """How often the intervals of the first recipe's accuracy hold its true one.
 
     Returns:
-        `folds`: of the corrected resampled t; `pooled`: of Wilson's, which knows of images alone.
+        `folds`: of the corrected resampled t, the accuracy over all training sets; `folds, these
+        images`: that over training runs on these images; `pooled`: of Wilson's, which knows of
+        images alone, the accuracy over all training sets.
     """
     truth = world.accuracies[0]
-    covers: dict[str, list[bool]] = {"folds": [], "pooled": []}
-    for right, fold in world.draws(count, seed):
+    covers: dict[str, list[bool]] = {"folds": [], "folds, these images": [], "pooled": []}
+    draws = zip(world.draws(count, seed), world.given_images(count, seed), strict=True)
+    for (right, fold), given in draws:
         values = fold_accuracies(right[0], fold)
         by_folds = corrected_t(values, 1 / FOLDS, seeds=world.seeds)
-        for name, found in (("folds", by_folds), ("pooled", Accuracy.of_runs(right[0]))):
-            covers[name].append(found.low <= truth <= found.high)
+        pooled = Accuracy.of_runs(right[0])
+        covers["folds"].append(by_folds.low <= truth <= by_folds.high)
+        covers["folds, these images"].append(by_folds.low <= given[0] <= by_folds.high)
+        covers["pooled"].append(pooled.low <= truth <= pooled.high)
     return {name: float(np.mean(found)) for name, found in covers.items()}
 
 
@@ -170,15 +186,61 @@ def races(world: World, count: int, seed: int = 0) -> list[dict[int, int]]:
     Returns:
         Of each, who was dropped, and after how many folds.
     """
-    outcomes = []
+    return [race(right, fold) for right, fold in world.draws(count, seed)]
+
+
+def race(right: Right, fold: Folds) -> dict[int, int]:
+    """One of them; of bool (C, S, N)."""
+    out: dict[int, int] = {}
+    for done in range(FIRST_LOOK, FOLDS):
+        seen = fold < done
+        scores: dict[int, Any] = {
+            number: own[:, seen] for number, own in enumerate(right) if number not in out
+        }
+        found = drop(scores, fold[seen], folds=FOLDS, candidates=len(right))
+        out |= dict.fromkeys(found, done)
+    return out
+
+
+def refits(world: World, count: int, seed: int = 0) -> dict[str, float]:
+    """How often a winner is called better, where race and verdicts follow each other.
+
+    Args:
+        world: Its recipes are the candidates; the first is the baseline.
+        count: How many refits.
+        seed: Of the draws.
+
+    Returns:
+        `baseline`: how often the winner is called better than the baseline, where that is not the
+        winner; `any`: than one of the others; `dropped`: how often somebody was dropped. Where all
+        are as good, the first two are errors.
+    """
+    found: dict[str, list[bool]] = {"baseline": [], "any": [], "dropped": []}
     for right, fold in world.draws(count, seed):
-        out: dict[int, int] = {}
-        for done in range(FIRST_LOOK, FOLDS):
-            seen = fold < done
-            scores: dict[int, Any] = {
-                number: own[:, seen] for number, own in enumerate(right) if number not in out
-            }
-            found = drop(scores, fold[seen], folds=FOLDS, candidates=len(right))
-            out |= dict.fromkeys(found, done)
-        outcomes.append(out)
-    return outcomes
+        out, pairs = race(right, fold), len(right) * (len(right) - 1) // 2
+        left = [number for number in range(len(right)) if number not in out]
+        best = max(left, key=lambda number: right[number].mean())
+        told = {}
+        for other in range(len(right)):
+            if other == best:
+                continue
+            seen = fold < out.get(other, FOLDS)
+            own, others = right[best][:, seen], right[other][:, seen]
+            compared = compare(own, others, fold[seen], comparisons=pairs, total_folds=FOLDS)
+            told[other] = compared.verdict == "better"
+        found["baseline"].append(told.get(0, False))
+        found["any"].append(any(told.values()))
+        found["dropped"].append(bool(out))
+    return {name: float(np.mean(each)) for name, each in found.items()}
+
+
+def chosen_trials(world: World, count: int, seed: int = 0) -> dict[str, float]:
+    """How often the best of many trials would be called better than the first, by images alone.
+
+    By McNemar's test on the images that chose it, of single runs: what `compare` does not do.
+    """
+    better = []
+    for right, _ in world.draws(count, seed):
+        best = int(right.mean((1, 2)).argmax())
+        better.append(compare(right[best], right[0], None).verdict == "better")
+    return {"better": float(np.mean(better))}

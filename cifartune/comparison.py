@@ -64,8 +64,8 @@ def compare(entries: Sequence[Entry], labels: npt.NDArray[np.uint8]) -> Compared
 
     Refits are compared by their out-of-fold predictions, with test-time augmentation as their
     recipes have it. Where a trial that was not refit is among them, all are compared on validation
-    images and without it, and none is called better: of 64 equal trials, the one that these images
-    chose would be called better than the baseline in every other search.
+    images and without it, and none is called better: the best of many equal trials would often be
+    called better than the baseline by the images that chose it (`benchmarks/coverage.py`).
 
     Args:
         entries: Two or more.

@@ -342,3 +342,63 @@ def test_the_best_of_equal_recipes_is_called_better_in_five_percent_at_most() ->
     from simulated_folds import World, winners
 
     assert winners(World(6 * (0.94,)), 300, comparisons=15)["any"] <= 0.05
+
+
+def test_the_luck_of_training_images_is_counted_only_as_far_as_the_folds_show_it() -> None:
+    """docs/METHOD.md: the interval by folds is about training again on these images."""
+    from simulated_folds import World, accuracy_coverage
+
+    found = accuracy_coverage(World((0.94,), training=0.002, data=0.005), 300)
+    assert found["folds"] < 0.85 < 0.93 <= found["folds, these images"]
+
+
+def test_accuracies_on_the_images_at_hand_are_those_that_runs_have_on_average() -> None:
+    from simulated_folds import World
+
+    world = World((0.94, 0.9), training=0.0, data=0.02, leaning=0.0)
+    draws = zip(world.draws(20, seed=1), world.given_images(20, seed=1), strict=True)
+    for (right, _), given in draws:
+        assert right.mean((1, 2)) == pytest.approx(given, abs=0.006)
+        assert np.abs(given - world.accuracies).max() > 0
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_race_and_verdict_together_err_in_five_percent_at_most(count: int) -> None:
+    from simulated_folds import World, refits
+
+    found = refits(World(count * (0.94,)), 200)
+    assert found["baseline"] <= found["any"] <= 0.05
+
+
+def test_race_and_verdict_together_find_who_is_far_ahead() -> None:
+    from simulated_folds import World, refits
+
+    found = refits(World((0.92, 0.95, 0.94), training=0.001, data=0.0005), 50)
+    assert found["baseline"] > 0.9 and found["dropped"] > 0.9
+
+
+def test_the_best_of_many_trials_looks_better_on_the_images_that_chose_it() -> None:
+    """Which is why `compare` gives no verdict there."""
+    from simulated_folds import World, chosen_trials
+
+    assert chosen_trials(World(65 * (0.94,), images=5000), 100)["better"] > 0.25
+
+
+def test_whatever_is_simulated_is_told() -> None:
+    from coverage import cases
+    from coverage_page import TABLES, coverage
+
+    asked = list(cases())
+    assert {case.name for case in asked} == {name for name, _, _ in TABLES}
+    rates = {"folds": 0.5, "better": 0.25, "dropped": 0.125, "baseline": 0.75, "any": 1.0}
+    rows = [{**case.about(), "n": 7, **rates} for case in asked]
+    real = {"draws": 40, "corrected_t_holds": 39, "wilson_holds": 30}
+    lines = list(coverage({"real": real, "wilson": [], "simulated": rows}))
+    told = [line for line in lines if line.endswith("| 7 |")]
+    assert len(told) == len(asked) == len(set(map(repr, rows)))
+    assert told[0] == "| 0.05 | 0.02 | 1 | 50.0 % | not measured | not measured | 7 |"
+    tables = "\n".join(lines).split("\n\n")
+    for table in tables:
+        rows_of_it = [line for line in table.splitlines() if line.startswith("|")]
+        assert len({row.count("|") for row in rows_of_it}) <= 1, table
+    assert "39 of 40" in lines[-1]
