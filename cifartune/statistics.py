@@ -79,7 +79,11 @@ def corrected_t(
 
     Runs of the same fold with several seeds are of the same images. They add to the n above, but
     the degrees of freedom are those of the folds: with n - 1, ten seeds of five folds would cover
-    90 % where images decide (simulated, `benchmarks/coverage.py`).
+    too little where images decide (simulated, `benchmarks/coverage.py`).
+
+    It is about training again on these images. The luck of having these and no others shows in the
+    folds' spread only in part, so that for all training sets the interval is too narrow where that
+    luck is as large as that of a run.
 
     Args:
         values: One a fold, or one a fold and seed.
