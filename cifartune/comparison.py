@@ -15,7 +15,7 @@ from cifartune.errors import UserError, first_line
 from cifartune.statistics import Accuracy, Comparison, Right
 from cifartune.statistics import compare as compare_pair
 
-UNREADABLE = (OSError, ValueError, TypeError, KeyError, EOFError, BadZipFile)
+UNREADABLE = (OSError, ValueError, TypeError, LookupError, EOFError, BadZipFile)
 """What numpy and json raise where a file is damaged."""
 
 

@@ -89,8 +89,8 @@ def find_entry(text: str, runs: Path, tracking_uri: str) -> Entry:
         entry = Entry(run.name, run, winner, refits)
         if not entry.was_refit:
             raise UserError(
-                f"{text}: {run.out_of_fold(winner)} is missing; it is made again by: "
-                f"{run.resume_command}"
+                f"{text}: {run.out_of_fold(winner)} is missing; remove {run.result}, and both are "
+                f"made again by: {run.resume_command}"
             )
         return entry
     entry = Entry(f"{run.name}:{trial}", run, trial, refits if trial == winner else 1)
@@ -109,7 +109,8 @@ def _winner(run: RunFolder) -> tuple[int, int]:
     except (OSError, ValueError, TypeError) as error:
         reason = first_line(error)
     raise UserError(
-        f"{run.result}: cannot be read: {reason}; it is made again by: {run.resume_command}"
+        f"{run.result}: cannot be read: {reason}; remove it, and it is made again by: "
+        f"{run.resume_command}"
     )
 
 

@@ -4,6 +4,7 @@ import io
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -369,8 +370,12 @@ WRONG = {
     ),
     "stopped": (["bad", "good:2"], "good:2: trial 2 was not refit, and did not come to its end"),
     "the same": (["good", "bad", "good:4"], "good and good:4 are the same, trial 4 of good"),
-    "lost": (["medium", "good"], r"medium: \S+oof\.npz is missing; it is made again by: .*resume"),
+    "lost": (
+        ["medium", "good"],
+        r"medium: \S+oof\.npz is missing; remove \S+result\.json, and both .*resume",
+    ),
     "damaged": (["bad", "good"], r"oof\.npz: cannot be read: "),
+    "of other images": (["bad", "good"], r"oof\.npz: cannot be read: index 2000 is out of bounds"),
     "no study": (["bad", "medium:9"], "^medium:9: the study of medium is not there$"),
     **{
         text: (
@@ -404,6 +409,9 @@ def test_bad_input_is_one_clear_line(runs: Path, case: str) -> None:
         RunFolder.open(runs, "medium").out_of_fold(4).unlink()
     if case == "damaged":
         good.out_of_fold(4).write_bytes(b"PK damaged")
+    if case == "of other images":
+        found = OutOfFold.load(good.out_of_fold(4))
+        replace(found, indices=found.indices + 1).save(good.out_of_fold(4))
     if case[0] in "[{":
         good.result.write_text(case)
     with pytest.raises(UserError, match=message) as error:

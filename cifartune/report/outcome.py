@@ -18,10 +18,6 @@ from cifartune.tuning.disk import freed_bytes
 from cifartune.tuning.jobs import WEIGHTS
 from cifartune.tuning.study import REFUSED, TrialStudy, attributes, is_feasible, kept_epoch
 
-JUDGED = {"networks", "accuracy", "plain_accuracy", "calibration", "seconds_per_image"}
-"""What is told of each final model that was judged on the test set."""
-
-
 def outcome(
     study: TrialStudy,
     candidates: list[Candidate],
