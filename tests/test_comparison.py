@@ -380,7 +380,7 @@ WRONG = {
     **{
         text: (
             ["bad", "good"],
-            rf"result\.json: cannot be read: .*{reason}.*; it is made again by: ",
+            rf"result\.json: cannot be read: .*{reason}.*; remove it, and .*resume",
         )
         for text, reason in {
             "{": "Expecting",
