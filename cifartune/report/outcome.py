@@ -18,6 +18,7 @@ from cifartune.tuning.disk import freed_bytes
 from cifartune.tuning.jobs import WEIGHTS
 from cifartune.tuning.study import REFUSED, TrialStudy, attributes, is_feasible, kept_epoch
 
+
 def outcome(
     study: TrialStudy,
     candidates: list[Candidate],
@@ -71,7 +72,7 @@ def outcome(
         "calibration": winner.calibration(labels).as_dict(),
         "candidates": [_told(candidate) for candidate in candidates],
         "failed_refits": sorted(
-            {trial.number for trial in refit_trials(study)} - {c.number for c in candidates}
+            {trial.number for trial in refit_trials(study, run)} - {c.number for c in candidates}
         ),
         "models": models,
         "test_accuracy": models["folds"]["accuracy"] if models else None,
