@@ -191,6 +191,8 @@ def test_the_summary_fits_on_a_terminal(result: dict[str, Any], study: TrialStud
         "images; both must be below 0.05",
         "all images",
         "one look by this search, 2 by all",
+        "ms/image",
+        "2.0% -> 1.0%",
         "1 min 50 s",
     ):
         assert told in text

@@ -74,7 +74,7 @@ def _test_set(result: dict[str, Any]) -> str:
 
 
 def _models(result: dict[str, Any]) -> Table:
-    """The final models, a row each."""
+    """The final models, a row each; calibration errors before and after temperature scaling."""
     table = Table(box=None, padding=(0, 2, 0, 0))
     for heading in (
         "",
@@ -82,7 +82,7 @@ def _models(result: dict[str, Any]) -> Table:
         "accuracy",
         "one view",
         "log loss",
-        "calibration error",
+        "calibration",
         "ms/image",
     ):
         table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
@@ -94,7 +94,7 @@ def _models(result: dict[str, Any]) -> Table:
             percent(model["accuracy"]["value"]),
             percent(model["plain_accuracy"]["value"]),
             f"{calibration['log_loss']:.3f}",
-            f"{calibration['error']:.1%}, scaled {calibration['scaled_error']:.1%}",
+            f"{calibration['error']:.1%} -> {calibration['scaled_error']:.1%}",
             f"{1000 * model['seconds_per_image']:.2g}",
         )
     return table
