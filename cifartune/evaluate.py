@@ -194,7 +194,6 @@ def look(
     run: RunFolder,
     space: SearchSpace,
     winner: Candidate,
-    *,
     train: LabelledImages,
     splits: Splits,
     data_root: Path,

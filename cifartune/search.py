@@ -82,9 +82,10 @@ class Search:
             UserError: Another process runs it, the disk is full, the study's database is gone, the
                 tracking store cannot be opened, no trial succeeded, or a fold failed.
         """
-        with self._held():
-            load_ray(self._address)
-            return self._run()
+        with self._locked():
+            load_ray(self._address)  # before the log, which takes over what Ray has set up
+            with self._logged():
+                return self._run()
 
     def evaluate(self, *, again: bool = False) -> dict[str, Any]:
         """Looks at the test set for the winner of a search whose trials and refit are done.
@@ -100,7 +101,7 @@ class Search:
                 not there, or another process is at the search.
         """
         run = self.run_folder
-        with self._held():
+        with self._locked(), self._logged():
             if not again:
                 run.refuse_another_look(run.winner)
             if not self.space.stand_in and (why := why_not(self._data_root)):
@@ -120,19 +121,24 @@ class Search:
             return result
 
     @contextmanager
-    def _held(self) -> Iterator[None]:
-        """Holds the search's folder, with its log; a full disk is told with what to do."""
+    def _locked(self) -> Iterator[None]:
+        """Holds the search's folder, without what a killed process left half-written."""
         run = self.run_folder
         with run.locked(self.console.print):
             for path in leftovers(run.path):
                 path.unlink(missing_ok=True)
-            with log_to(run.log):
-                try:
-                    yield
-                except Exception as error:
-                    if told := self._what_can_be_mended(error):
-                        raise UserError(told) from None
-                    raise
+            yield
+
+    @contextmanager
+    def _logged(self) -> Iterator[None]:
+        """Keeps messages in the search's log; a full disk is told with what to do."""
+        with log_to(self.run_folder.log):
+            try:
+                yield
+            except Exception as error:
+                if told := self._what_can_be_mended(error):
+                    raise UserError(told) from None
+                raise
 
     def _what_can_be_mended(self, error: Exception) -> str:
         """What ended the search, where that is a machine's affair, and how to go on; else empty."""
@@ -335,14 +341,7 @@ class Search:
                     self._point_out("test set", f"is not looked at: {reason}")
                 return
         with self._clock.time("evaluate"):
-            look(
-                run,
-                self.space,
-                winner,
-                train=self._train,
-                splits=self._splits,
-                data_root=self._data_root,
-            )
+            look(run, self.space, winner, self._train, self._splits, self._data_root)
 
     def _conclude(self, candidates: list["Candidate"]) -> dict[str, Any]:
         """Writes the run's results."""
