@@ -67,7 +67,7 @@ TOLD = {
     "nan": ("non_finite_loss", "the loss was not finite in epoch 2"),
     "memory": ("out_of_memory", "can't allocate memory"),
     "killed": ("", "slot 0 died"),
-    "hangs": ("", "trial-1 was at one epoch for more than 40 s"),
+    "hangs": ("", "trial-1 gave no sign of life for 40 s"),
 }
 """The kind of trial 1's failure, and what is said of the fault: in the study, or in the log."""
 
