@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from searches import QUICK
 
-import cifartune.search
+import cifartune.stages
 from cifartune import cli
 from cifartune.config import load_space
 from cifartune.errors import UserError
@@ -55,7 +55,7 @@ def test_the_command_is_told_without_passwords(
 
         def run(self) -> None: ...
 
-    monkeypatch.setattr(cifartune.search, "Search", Search)
+    monkeypatch.setattr(cifartune.stages, "Search", Search)
     arguments = ["search", "a.yaml", "--storage", "postgresql://u:secret@h/db"]
     arguments.append("--tracking-uri=http://u:secret@h:5000")
     monkeypatch.setattr(sys, "argv", ["cifartune", *arguments])

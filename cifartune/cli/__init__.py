@@ -312,7 +312,7 @@ def _run(space: "SearchSpace", run: "RunFolder", root: Path, address: str) -> No
     from cifartune.passwords import without_password
 
     try:
-        from cifartune.search import Search
+        from cifartune.stages import Search
 
         Search(
             space,

@@ -28,7 +28,7 @@ def evaluate(
     run = RunFolder.open(runs, name)
     root = prepared(data_dir)
 
-    from cifartune.search import Search
+    from cifartune.stages import Search
 
     search = Search(
         load_space(run.space_file),

@@ -13,7 +13,7 @@ from sqlalchemy.exc import OperationalError
 from cifartune.config import load_space
 from cifartune.errors import UserError
 from cifartune.runs import RunFolder
-from cifartune.search import Search
+from cifartune.stages import Search
 from cifartune.tracking import MlflowTracker, default_uri, read_runs
 from cifartune.tuning.study import TrialStudy
 
