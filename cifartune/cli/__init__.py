@@ -1,9 +1,7 @@
 """The command line: it parses, calls one function, and prints."""
 
-import shutil
 import sys
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -67,31 +65,24 @@ def search(
     ] = False,
 ) -> None:
     """Search, refit the best by cross-validation, evaluate once, report."""
+    from cifartune.begin import new_run
     from cifartune.config import load_space, smoke_space
-    from cifartune.errors import UserError
-    from cifartune.report.download import prepared
-    from cifartune.runs import RunFolder
 
     space = load_space(space_file, overrides or ())
     if smoke:
         space = smoke_space(space)
-    if name:
-        RunFolder.check_name(runs, name)
-    _check_ahead(space, space_file, runs, address)
-    uri = _checked_uri(tracking_uri, runs)
-    if storage:
-        from cifartune.tuning.study import check_storage
-
-        check_storage(storage)
-    root = prepared(data_dir)
-    run = RunFolder.create(runs, space, name, tracking_uri=uri, storage=storage, sealed=sealed)
-    try:
+    with new_run(
+        space,
+        source=str(space_file),
+        runs=runs,
+        name=name,
+        tracking_uri=tracking_uri,
+        storage=storage,
+        data_dir=data_dir,
+        address=address,
+        sealed=sealed,
+    ) as (run, root):
         _run(space, run, root, address)
-    except BaseException:
-        with suppress(UserError), run.locked():  # unless another process has taken it up
-            if not run.has_trials():  # leave nothing half-made behind
-                shutil.rmtree(run.path, ignore_errors=True)
-        raise
 
 
 @app.command()
@@ -132,12 +123,13 @@ def sync(
     runs: RunsOption = Path("runs"),
 ) -> None:
     """Send to MLflow what it could not be sent during a search."""
+    from cifartune.begin import checked_uri
     from cifartune.passwords import without_password
     from cifartune.runs import RunFolder
     from cifartune.tracking import count_refused, send_rest
 
     run = RunFolder.open(runs, name)
-    _checked_uri(run.tracking_uri, runs)
+    checked_uri(run.tracking_uri, runs)
     with run.locked(_tell):
         count, left = send_rest(run.tracking_uri, run), count_refused(run)
     typer.echo(f"{count} events sent to {without_password(run.tracking_uri)}")
@@ -209,13 +201,14 @@ def plan(
 
     from rich.console import Console
 
+    from cifartune.begin import check_ahead
     from cifartune.config import load_space, smoke_space
     from cifartune.report.download import prepared
 
     space = load_space(space_file, overrides or ())
     if smoke:
         space = smoke_space(space)
-    _check_ahead(space, space_file, runs, address)
+    check_ahead(space, str(space_file), runs, address)
     root = prepared(data_dir)
 
     from cifartune.planning.ahead import plan_search
@@ -308,10 +301,10 @@ def main() -> None:
 def _run(space: "SearchSpace", run: "RunFolder", root: Path, address: str) -> None:
     from rich.console import Console
 
-    from cifartune.errors import Interrupted
+    from cifartune.begin import told_how_to_go_on
     from cifartune.passwords import without_password
 
-    try:
+    with told_how_to_go_on(run):
         from cifartune.stages import Search
 
         Search(
@@ -323,38 +316,7 @@ def _run(space: "SearchSpace", run: "RunFolder", root: Path, address: str) -> No
             started=_STARTED,
             address=address,
         ).run()
-    except (Interrupted, KeyboardInterrupt):
-        if not run.has_trials():
-            raise
-        raise Interrupted(f"cifartune: stopped; go on with: {run.resume_command}") from None
 
 
 def _tell(line: str) -> None:
     typer.echo(line, err=True)
-
-
-def _check_ahead(space: "SearchSpace", space_file: Path, runs: Path, address: str) -> None:
-    """What takes more than reading the file, and less than starting a search."""
-    from cifartune.errors import UserError
-    from cifartune.tuning.cluster import check_address
-
-    check_address(address)
-    try:
-        if space.asks_for_networks:
-            from cifartune.tuning.study import TrialStudy
-
-            TrialStudy(space).check()
-        if space.warm_start:
-            from cifartune.tuning.warm_start import load_warm_start
-
-            load_warm_start(space, runs)
-    except UserError as error:
-        raise UserError(f"{space_file}: {error}") from None
-
-
-def _checked_uri(tracking_uri: str | None, runs: Path) -> str:
-    from cifartune.tracking import check_server, default_uri
-
-    uri = tracking_uri or default_uri(runs)
-    check_server(uri)
-    return uri
