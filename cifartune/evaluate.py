@@ -21,34 +21,15 @@ from cifartune.data.looks import looks
 from cifartune.data.splits import Splits
 from cifartune.data.test_set import look_at_test, why_not
 from cifartune.files import write_atomically
+from cifartune.final_models import model_files
 from cifartune.refit import Candidate
 from cifartune.runs import RunFolder
 from cifartune.statistics import Accuracy
-from cifartune.training.classifier import Classifier, Ensemble, load_classifier, predict_views
+from cifartune.training.classifier import Classifier, load_classifier, predict_views
 from cifartune.training.device import choose_device, resolve
-from cifartune.tuning.jobs import WEIGHTS
 
 WARM_UP = 100
 """Images that each network predicts before its time is taken."""
-
-
-def load_ensemble(weights: Sequence[Path]) -> Ensemble:
-    """The ensemble of the fold models in `weights`, on the CPU."""
-    return Ensemble([load_classifier(path) for path in weights])
-
-
-def final_models(run: RunFolder, winner: Candidate) -> dict[str, list[Path]]:
-    """The files of what the winner's refit leaves for use, by name.
-
-    `folds`: the ensemble of all fold models; `all_images`: the one model trained on all images;
-    `snapshots`: the ensemble of the folds' snapshots; where these are there.
-    """
-    models = {"folds": winner.weights}
-    if (whole := run.all_images(winner.number) / WEIGHTS).exists():
-        models["all_images"] = [whole]
-    if winner.snapshots:
-        models["snapshots"] = winner.snapshots.weights
-    return models
 
 
 def temperatures(winner: Candidate, labels: npt.NDArray[np.uint8]) -> dict[str, float]:
@@ -215,7 +196,7 @@ def look(
         images = stand_in(train, splits.stand_in)
     else:
         images = look_at_test(data_root, run=run.id, name=run.name, trial=winner.number)
-    models = final_models(run, winner)
+    models = model_files(run, winner.number)
     tested, predictions = judge(models, temperatures(winner, train.labels), images)
     before = run.looks
     save_predictions(predictions, run.test_predictions(len(before) + 1))
@@ -231,30 +212,3 @@ def look(
 def stand_in(train: LabelledImages, indices: npt.NDArray[np.int64]) -> LabelledImages:
     """The training images that stand in for the test set of a smoke run."""
     return LabelledImages(train.images[indices], train.labels[indices])
-
-
-def export_ensemble(ensemble: Ensemble, path: Path) -> None:
-    """Writes `ensemble` as an exported program, which needs torch alone to run.
-
-    It maps uint8 images (N, 32, 32, 3) to class probabilities, float32 (N, 10).
-    """
-    program = torch.export.export(
-        _ChannelsLast(ensemble.cpu().to(memory_format=torch.contiguous_format)).eval(),
-        (torch.zeros(2, 32, 32, 3, dtype=torch.uint8),),
-        dynamic_shapes=({0: torch.export.Dim("images", min=1)},),
-    )
-    buffer = io.BytesIO()
-    torch.export.save(program, buffer)
-    write_atomically(path, buffer.getvalue())
-
-
-class _ChannelsLast(torch.nn.Module):
-    """Takes images as files and cameras give them: (N, 32, 32, 3)."""
-
-    def __init__(self, model: torch.nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: Tensor) -> Tensor:
-        probabilities: Tensor = self.model(images.permute(0, 3, 1, 2))
-        return probabilities

@@ -345,14 +345,14 @@ class Search:
 
     def _conclude(self, candidates: list["Candidate"]) -> dict[str, Any]:
         """Writes the run's results."""
-        from cifartune.evaluate import export_ensemble, load_ensemble
+        from cifartune.final_models import FinalModel, export_program
         from cifartune.report.frames import trials_frame
         from cifartune.report.mistakes import write_mistakes
         from cifartune.report.outcome import outcome, to_json
 
         run, winner = self.run_folder, candidates[0]
         with self._clock.time("evaluate"):
-            export_ensemble(load_ensemble(winner.weights), run.program)
+            export_program(FinalModel.load(winner.weights), run.program)
             write_mistakes(winner.predictions, self._train, run.mistakes)
         result = outcome(
             self._study,

@@ -1,28 +1,21 @@
-"""The ensemble of the folds, and what is exported of it."""
+"""The final models, judged on images that they never saw."""
 
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from searches import QUICK
 
 from cifartune.config import Recipe, load_space, smoke_space
 from cifartune.data import LabelledImages
 from cifartune.data.looks import record_look
-from cifartune.evaluate import (
-    export_ensemble,
-    judge,
-    load_ensemble,
-    save_predictions,
-    stand_in,
-    why_no_look,
-)
+from cifartune.evaluate import judge, save_predictions, stand_in, why_no_look
+from cifartune.final_models import FinalModel
 from cifartune.runs import RunFolder
 from cifartune.statistics import Accuracy
 from cifartune.training import SplitImages, Trainer
-from cifartune.training.classifier import Classifier, Ensemble, predict, save_classifier
+from cifartune.training.classifier import predict, save_classifier
 
 
 @pytest.fixture(scope="module")
@@ -46,18 +39,6 @@ def weights(split: SplitImages, tmp_path_factory: pytest.TempPathFactory) -> lis
     return weights
 
 
-@pytest.fixture
-def ensemble(weights: list[Path]) -> Ensemble:
-    return load_ensemble(weights)
-
-
-def test_the_ensemble_averages_probabilities(ensemble: Ensemble, split: SplitImages) -> None:
-    images = split.images[:5]
-    members = [member for member in ensemble.members if isinstance(member, Classifier)]
-    one, other = (predict(member, images).softmax(1) for member in members)
-    torch.testing.assert_close(predict(ensemble, images), (one + other) / 2)
-
-
 def test_final_models_are_judged_together(
     weights: list[Path], split: SplitImages, tmp_path: Path
 ) -> None:
@@ -65,8 +46,7 @@ def test_final_models_are_judged_together(
     images = LabelledImages(split.images[:200].numpy(), split.labels[:200].numpy().astype(np.uint8))
     models = {"folds": weights, "all_images": weights[:1]}
     tested, predictions = judge(models, {"folds": 1.0, "all_images": 2.0}, images)
-    ensemble = load_ensemble(weights)
-    expected = predict(ensemble, split.images[:200]).log().numpy()
+    expected = predict(FinalModel.load(weights).ensemble, split.images[:200]).log().numpy()
     # In bf16, where the machine has it.
     np.testing.assert_allclose(predictions["folds"], expected, atol=0.1)
     both, one = tested["folds"], tested["all_images"]
@@ -115,15 +95,3 @@ def test_the_stand_in_is_what_its_indices_say(cifar: LabelledImages) -> None:
     chosen = stand_in(cifar, np.array([3, 1]))
     assert (chosen.images == cifar.images[[3, 1]]).all()
     assert (chosen.labels == cifar.labels[[3, 1]]).all()
-
-
-def test_the_exported_program_gives_the_same(
-    ensemble: Ensemble, split: SplitImages, tmp_path: Path
-) -> None:
-    export_ensemble(ensemble, tmp_path / "model.pt2")
-    program = torch.export.load(tmp_path / "model.pt2").module()
-    for count in (1, 3, 7):
-        images = split.images[:count]
-        torch.testing.assert_close(
-            program(images.permute(0, 2, 3, 1)), predict(ensemble, images), rtol=1e-4, atol=1e-6
-        )

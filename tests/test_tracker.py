@@ -25,8 +25,8 @@ from sqlalchemy.exc import OperationalError
 
 from cifartune.config import Recipe, SearchSpace
 from cifartune.errors import UserError
-from cifartune.evaluate import export_ensemble, load_ensemble
 from cifartune.extend import space_to_resume
+from cifartune.final_models import FinalModel, export_program
 from cifartune.runs import RunFolder
 from cifartune.tracking import (
     MlflowTracker,
@@ -735,8 +735,8 @@ def test_the_logged_model_needs_no_cifartune(
         next(iter(trainer))
         weights.append(tmp_path / f"{seed}.safetensors")
         save_classifier(trainer.classifier, weights[-1])
-    ensemble = load_ensemble(weights)
-    export_ensemble(ensemble, run.program)
+    model = FinalModel.load(weights)
+    export_program(model, run.program)
     tracker = tracker_of(run)
     tracker.search_ended({"val_accuracy": 0.5}, [run.space_file], run.program)
     run_id = tracker.run_id
@@ -755,7 +755,7 @@ def test_the_logged_model_needs_no_cifartune(
     probabilities: Any = np.load(tmp_path / "probabilities.npy")
     assert probabilities.dtype == np.float32 and probabilities.shape == (3, 10)
     with torch.inference_mode():
-        expected = ensemble.eval()(images).numpy()
+        expected = model.ensemble(images).numpy()
     np.testing.assert_allclose(probabilities, expected, rtol=1e-4, atol=1e-6)
 
 

@@ -1,0 +1,112 @@
+"""The final models of a search: from the files of its refit to what classifies images."""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from cifartune.errors import UserError, first_line
+from cifartune.files import write_atomically
+from cifartune.runs import RunFolder
+from cifartune.training.classifier import Classifier, Ensemble, load_classifier, predict
+from cifartune.tuning.jobs import SNAPSHOTS, WEIGHTS
+
+IMAGE = (32, 32, 3)
+"""The shape of an image as files and cameras give it."""
+
+
+def model_files(run: RunFolder, trial: int) -> dict[str, list[Path]]:
+    """The files of what the refit of a trial left for use, by name, where it is there.
+
+    `folds`: the ensemble of all fold models; `all_images`: the one model trained on all images;
+    `snapshots`: the ensemble of the snapshots of the folds' first seed.
+    """
+    refit = run.out_of_fold(trial).parent
+    folders = sorted(path.parent for path in refit.glob(f"fold-*/{WEIGHTS}"))
+    first = [folder for folder in folders if "-seed-" not in folder.name]
+    snapshots = [path for folder in first for path in sorted((folder / SNAPSHOTS).glob("*"))]
+    whole = run.all_images(trial)
+    parts = {
+        "folds": folders,
+        "all_images": [whole] if (whole / WEIGHTS).exists() else [],
+        "snapshots": [*snapshots, *first] if snapshots else [],
+    }
+    return {name: [part / WEIGHTS for part in own] for name, own in parts.items() if own}
+
+
+class FinalModel(nn.Module):
+    """A trained model with all that belongs to it: resizing, normalisation, test-time augmentation.
+
+    A module that maps uint8 images (N, 32, 32, 3), RGB, to class probabilities, float32 (N, 10),
+    the mean over its networks. Its classes are `cifartune.data.CLASSES`, in that order.
+
+    Args:
+        ensemble: Of one network or several.
+    """
+
+    def __init__(self, ensemble: Ensemble) -> None:
+        super().__init__()
+        self.ensemble = ensemble
+
+    @classmethod
+    def load(cls, weights: Sequence[str | Path]) -> "FinalModel":
+        """The mean of the networks in files that `save_classifier` wrote, on the CPU.
+
+        Raises:
+            UserError: One of them is missing or cannot be read.
+        """
+        return cls(Ensemble([_load(Path(path)) for path in weights]).eval())
+
+    def forward(self, images: Tensor) -> Tensor:
+        probabilities: Tensor = self.ensemble(images.permute(0, 3, 1, 2))
+        return probabilities
+
+    def predict(self, images: npt.NDArray[np.uint8] | Tensor) -> npt.NDArray[np.float32]:
+        """Class probabilities, float32 (N, 10), in batches, and without gradients.
+
+        Args:
+            images: uint8 (N, 32, 32, 3), RGB.
+
+        Raises:
+            ValueError: They are something else.
+        """
+        pixels = images if isinstance(images, Tensor) else torch.from_numpy(np.array(images))
+        if pixels.dtype != torch.uint8 or pixels.shape[1:] != IMAGE:
+            raise ValueError(
+                f"images must be uint8 (N, 32, 32, 3), got {str(pixels.dtype).rpartition('.')[2]} "
+                f"{tuple(pixels.shape)}"
+            )
+        if not len(pixels):
+            return np.empty((0, 10), np.float32)
+        probabilities = predict(self.ensemble, pixels.permute(0, 3, 1, 2))
+        found: npt.NDArray[np.float32] = probabilities.cpu().numpy()
+        return found
+
+
+def _load(path: Path) -> Classifier:
+    try:
+        return load_classifier(path)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (OSError, SafetensorError, RuntimeError, ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path}: no weights of this cifartune: {first_line(error)}") from None
+
+
+def export_program(model: FinalModel, path: Path) -> None:
+    """Writes `model` as an exported program, which needs torch alone to run.
+
+    It maps uint8 images (N, 32, 32, 3) to class probabilities, float32 (N, 10).
+    """
+    program = torch.export.export(
+        model.cpu().to(memory_format=torch.contiguous_format).eval(),
+        (torch.zeros(2, *IMAGE, dtype=torch.uint8),),
+        dynamic_shapes=({0: torch.export.Dim("images", min=1)},),
+    )
+    buffer = io.BytesIO()
+    torch.export.save(program, buffer)
+    write_atomically(path, buffer.getvalue())
