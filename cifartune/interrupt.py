@@ -11,10 +11,15 @@ from typing import Any
 def ctrl_c(tell: Callable[[str], Any]) -> Iterator[threading.Event]:
     """Turns the first Ctrl-C in the `with` block into an event; the second is as ever.
 
+    In another thread than the main one, which alone hears of it, nothing is changed.
+
     Args:
         tell: Called with a line for the user at the first Ctrl-C.
     """
     stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
 
     def heard(*_: Any) -> None:
         stop.set()

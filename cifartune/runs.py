@@ -317,7 +317,12 @@ class RunFolder:
 
     @property
     def winner(self) -> int:
-        """The trial that won.
+        """The trial that won; raises as `outcome` does."""
+        return int(self.outcome["winner_trial"])
+
+    @property
+    def outcome(self) -> dict[str, Any]:
+        """What result.json holds.
 
         Raises:
             UserError: The search is not finished, or its outcome cannot be read.
@@ -325,9 +330,11 @@ class RunFolder:
         if not self.result.exists():
             raise UserError(f"{self.name} is not finished; go on with: {self.resume_command}")
         try:
-            return int(json.loads(self.result.read_text())["winner_trial"])
+            found: dict[str, Any] = json.loads(self.result.read_text())
+            int(found["winner_trial"])
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise UserError(f"{self.result}: cannot be read: {first_line(error)}") from None
+        return found
 
     def _identity(self, key: str) -> str:
         return str(self._read_identity().get(key, ""))

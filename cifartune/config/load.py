@@ -1,12 +1,12 @@
 """Search-space files: YAML in, a `SearchSpace` or one clear error out."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from cifartune.config.overrides import apply_override
 from cifartune.config.problems import (
@@ -20,6 +20,7 @@ from cifartune.config.problems import (
     hint,
     nearest,
 )
+from cifartune.config.recipe import Recipe
 from cifartune.config.space import SearchSpace
 from cifartune.errors import UserError
 
@@ -68,7 +69,7 @@ def parse_space(text: str, *, source: str, overrides: Sequence[str] = ()) -> Sea
         return space
     messages = []
     for where, rule in problems.items():
-        message = f"{'.'.join(map(str, where))}: {rule}"
+        message = f"{_dotted(where)}: {rule}"
         line, depth = _line(node, where)
         if option := _option(changed, where, depth):
             # What the file gives is what an option changes.
@@ -76,6 +77,39 @@ def parse_space(text: str, *, source: str, overrides: Sequence[str] = ()) -> Sea
         else:
             messages.append((line, f"{source}:{line}: {message}"))
     raise UserError("\n".join(message for _, message in sorted(messages)))
+
+
+def make_space(data: Mapping[str, Any], *, source: str) -> SearchSpace:
+    """Like `load_space`, from what a file would hold; `source` names it in messages.
+
+    A section may be an object, such as a `Recipe` as the base.
+    """
+    space, problems = _validate(_plain(data))
+    if space is not None:
+        return space
+    raise UserError("\n".join(f"{source}: {_dotted(where)}: {r}" for where, r in problems.items()))
+
+
+def make_recipe(data: Mapping[str, Any], *, source: str) -> Recipe:
+    """The recipe that a file with this base would have; `source` names it in messages.
+
+    Raises:
+        UserError: It breaks rules, those that span sections included.
+    """
+    space, problems = _validate({"name": "recipe", "base": _plain(data)})
+    if space is not None:
+        return space.base
+    told = [f"{source}: {_dotted(where[1:])}: {rule}" for where, rule in problems.items()]
+    raise UserError("\n".join(told))
+
+
+def _plain(data: Mapping[str, Any]) -> dict[str, Any]:
+    """`data` with its sections as a file has them, not as objects."""
+    return {k: v.model_dump() if isinstance(v, BaseModel) else v for k, v in data.items()}
+
+
+def _dotted(where: Where) -> str:
+    return ".".join(map(str, where))
 
 
 def _option(changed: dict[Where, str], where: Where, depth: int) -> str | None:

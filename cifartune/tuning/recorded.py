@@ -14,9 +14,10 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial
 from sqlalchemy.exc import SQLAlchemyError
 
+from cifartune.config import SearchSpace
 from cifartune.errors import UserError, first_line
 from cifartune.runs import RunFolder
-from cifartune.tuning.study import close_storage, open_storage, sqlite_url
+from cifartune.tuning.study import TrialStudy, close_storage, open_storage, sqlite_url
 
 
 def recorded_trials(run: RunFolder) -> list[FrozenTrial]:
@@ -48,6 +49,19 @@ def recorded_trials(run: RunFolder) -> list[FrozenTrial]:
         finally:
             if database is not None:
                 close_storage(database)
+
+
+def recorded_study(run: RunFolder, space: SearchSpace) -> TrialStudy:
+    """The run's study as it is now, in memory: nothing that is done with it reaches the run.
+
+    Raises:
+        UserError: Its database cannot be read.
+    """
+    try:
+        trials = recorded_trials(run)
+    except KeyError:  # none yet
+        trials = []
+    return TrialStudy(space, recorded=trials)
 
 
 def _copy_database(path: Path, copy: Path) -> None:

@@ -63,6 +63,7 @@ class TrialStudy:
         name: The name of the study.
         warm_start: Trials of other searches, in terms of `space`, for the sampler. They are kept
             beside the study; one that is carried on has its own already.
+        recorded: The trials of a study that is kept elsewhere, for one in memory.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class TrialStudy:
         url: str | None = None,
         name: str = "study",
         warm_start: Sequence[FrozenTrial] = (),
+        recorded: Sequence[FrozenTrial] = (),
     ) -> None:
         self.space = space
         self.name = name
@@ -91,6 +93,7 @@ class TrialStudy:
         study = optuna.create_study(
             study_name=name, storage=self._database, directions=directions, load_if_exists=True
         )
+        study.add_trials(recorded)
         self._proposer = Proposer(space, self._kept_warm_start())
         self._memory: BaseStorage = InMemoryStorage()
         self._mirror = optuna.create_study(storage=self._memory, directions=directions)
