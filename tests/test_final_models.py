@@ -72,7 +72,7 @@ def test_the_exported_program_gives_the_same(
     export_program(model, tmp_path / "model.pt2")
     program = torch.export.load(tmp_path / "model.pt2").module()
     for count in (1, 3, 7):
-        found = program(images[:count]).numpy()
+        found = program(images[:count]).detach().numpy()
         np.testing.assert_allclose(found, model.predict(images[:count]), rtol=1e-4, atol=1e-6)
 
 
