@@ -168,7 +168,7 @@ def _to_safetensors(model: Model, facts: Mapping[str, Any]) -> bytes:
 
 
 def _architecture(model: Model) -> dict[str, Any]:
-    """What timm is to make, and what is changed of that."""
+    """The recipe; what timm is to make of it, and what is changed of that."""
     from timm.models import ResNet
 
     from cifartune.models.build import options_of
@@ -178,6 +178,7 @@ def _architecture(model: Model) -> dict[str, Any]:
         model.ensemble.members[0].network, ResNet
     )
     return {
+        "recipe": model.recipe.model_dump(),
         "timm": {"model_name": recipe.name, "num_classes": 10, **options_of(recipe)},
         "cifar_stem": has_cifar_stem,
         "activation": recipe.activation,

@@ -16,7 +16,7 @@ from cifartune.errors import UserError, first_line
 from cifartune.files import write_atomically
 from cifartune.runs import RunFolder
 from cifartune.training.classifier import Classifier, Ensemble, load_classifier, predict
-from cifartune.tuning.jobs import SNAPSHOTS, WEIGHTS
+from cifartune.tuning.jobs import LOGITS, SNAPSHOTS, WEIGHTS
 
 IMAGE = (32, 32, 3)
 """The shape of an image as files and cameras give it."""
@@ -29,7 +29,7 @@ def model_files(run: RunFolder, trial: int) -> dict[str, list[Path]]:
     `snapshots`: the ensemble of the snapshots of the folds' first seed.
     """
     refit = run.out_of_fold(trial).parent
-    folders = sorted(path.parent for path in refit.glob(f"fold-*/{WEIGHTS}"))
+    folders = sorted(path.parent for path in refit.glob(f"fold-*/{LOGITS}"))  # those done
     first = [folder for folder in folders if "-seed-" not in folder.name]
     snapshots = [path for folder in first for path in sorted((folder / SNAPSHOTS).glob("*"))]
     whole = run.all_images(trial)

@@ -119,7 +119,7 @@ def _accuracies(entry: Entry, which: str) -> dict[str, Any]:
     for candidate in run.outcome["candidates"]:
         if candidate["trial"] == entry.trial:
             found["cv_accuracy"] = candidate["cv_accuracy"]
-    looked = run.outcome["models"] or {}
+    looked = run.outcome["models"] or {}  # none where the test set is sealed
     if entry.trial == run.winner and which in looked:
         found["test_accuracy"] = looked[which]["accuracy"]
         found["test_set"] = run.outcome["test_set"]

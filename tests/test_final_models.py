@@ -90,7 +90,9 @@ def test_which_files_make_a_model(tmp_path: Path) -> None:
     parts = ("fold-0", "fold-0-seed-1", "fold-1", "fold-1-seed-1")
     for part in (*parts, "all-images"):
         run.part(3, part).mkdir(parents=True)
-        (run.part(3, part) / "weights.safetensors").touch()
+        for file in ("weights.safetensors", "logits.npy"):
+            (run.part(3, part) / file).touch()
+    run.part(3, "fold-2").mkdir()  # it was under way when the candidate was dropped
     found = model_files(run, 3)
     assert [path.parent.name for path in found["folds"]] == list(parts)
     assert [path.parent.name for path in found["all_images"]] == ["all-images"]

@@ -71,7 +71,9 @@ def test_what_is_not_there(smoke_run: Path) -> None:
     with pytest.raises(UserError, match=r"no run is called quik; there are .*quick-smoke"):
         load("quik", runs=smoke_run.parent)
     found = load(smoke_run)
-    with pytest.raises(UserError, match=r"left no model snapshots; there is folds, all_images$"):
+    with pytest.raises(
+        UserError, match=r"there is no model snapshots; there is folds, all_images$"
+    ):
         found.model("snapshots")
-    with pytest.raises(UserError, match="trial 9 was not refit; these were: 0"):
+    with pytest.raises(UserError, match="quick-smoke has no trial 9: its last is 1"):
         found.model(trial=9)
