@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,15 +14,20 @@ import numpy.typing as npt
 from cifartune.errors import UserError
 from cifartune.files import write_atomically
 
+if TYPE_CHECKING:  # torch
+    from cifartune.final_models import FinalModel
+
 TOLERANCE = 1e-3
 """How far a probability may be from the original's. What is rounded otherwise is 1e-6 off."""
 
 IMAGES = 200
 """Real images on which a file is checked."""
 
+MOST_BYTES = 2**31 - 1
+"""Of an ONNX file, which is a protocol buffer."""
+
 Pixels = npt.NDArray[np.uint8]
 Probabilities = npt.NDArray[np.float32]
-Model = Any  # a FinalModel: torch is loaded only where it is needed
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,7 @@ class Format:
 
     suffix: str
     needs: tuple[str, ...]
-    write: Callable[[Model, Mapping[str, Any]], bytes]
+    write: "Callable[[FinalModel, Mapping[str, Any]], bytes]"
     run: Callable[[bytes, Pixels], Probabilities]
 
 
@@ -59,7 +64,7 @@ def check_target(kind: str, path: Path, *, force: bool) -> None:
 
 
 def export_model(
-    model: Model, facts: Mapping[str, Any], kind: str, path: Path, images: Pixels
+    model: "FinalModel", facts: Mapping[str, Any], kind: str, path: Path, images: Pixels
 ) -> float:
     """Writes a model to a file, whole or not at all, if it gives the same there.
 
@@ -92,7 +97,7 @@ def export_model(
     return difference
 
 
-def _to_onnx(model: Model, facts: Mapping[str, Any]) -> bytes:
+def _to_onnx(model: "FinalModel", facts: Mapping[str, Any]) -> bytes:
     import torch
     from onnx import helper
 
@@ -112,17 +117,13 @@ def _to_onnx(model: Model, facts: Mapping[str, Any]) -> bytes:
     proto = program.model_proto
     told = {name: v if isinstance(v, str) else json.dumps(v) for name, v in facts.items()}
     helper.set_model_props(proto, told)
-    if proto.ByteSize() > MOST_PROTOBUF:
+    if proto.ByteSize() > MOST_BYTES:
         raise UserError(
             f"--format onnx: {proto.ByteSize() / 1e9:.1f} GB of weights are more than one file "
             "holds; take one network: --model all_images"
         )
     content: bytes = proto.SerializeToString()
     return content
-
-
-MOST_PROTOBUF = 2**31 - 1
-"""Bytes."""
 
 
 def _run_onnx(content: bytes, images: Pixels) -> Probabilities:
@@ -134,7 +135,7 @@ def _run_onnx(content: bytes, images: Pixels) -> Probabilities:
     return found
 
 
-def _to_program(model: Model, facts: Mapping[str, Any]) -> bytes:
+def _to_program(model: "FinalModel", facts: Mapping[str, Any]) -> bytes:
     from cifartune.final_models import program_of
 
     return program_of(model, {"about.json": json.dumps(facts)})
@@ -149,14 +150,14 @@ def _run_program(content: bytes, images: Pixels) -> Probabilities:
     return found
 
 
-def _to_safetensors(model: Model, facts: Mapping[str, Any]) -> bytes:
+def _to_safetensors(model: "FinalModel", facts: Mapping[str, Any]) -> bytes:
     """The networks' tensors, those of the first as `0.<name>`, and so on."""
     from safetensors.torch import save
 
     from cifartune.models.weights import RUN_METADATA
 
     tensors, networks = {}, []
-    for number, member in enumerate(model.ensemble.members):
+    for number, member in enumerate(model.ensemble.classifiers):
         for name, tensor in member.network.state_dict().items():
             tensors[f"{number}.{name}"] = tensor.contiguous()
         statistics = {"mean": member.mean, "deviation": member.deviation}
@@ -167,7 +168,7 @@ def _to_safetensors(model: Model, facts: Mapping[str, Any]) -> bytes:
     return save(tensors, {RUN_METADATA: json.dumps(about)})
 
 
-def _architecture(model: Model) -> dict[str, Any]:
+def _architecture(model: "FinalModel") -> dict[str, Any]:
     """The recipe; what timm is to make of it, and what is changed of that."""
     from timm.models import ResNet
 
@@ -175,7 +176,7 @@ def _architecture(model: Model) -> dict[str, Any]:
 
     recipe = model.recipe.model
     has_cifar_stem = recipe.stem == "cifar" and isinstance(
-        model.ensemble.members[0].network, ResNet
+        model.ensemble.classifiers[0].network, ResNet
     )
     return {
         "recipe": model.recipe.model_dump(),
@@ -185,7 +186,7 @@ def _architecture(model: Model) -> dict[str, Any]:
     }
 
 
-def read_safetensors(content: bytes) -> Model:
+def read_safetensors(content: bytes) -> "FinalModel":
     """The `FinalModel` of a file that was exported as safetensors, on the CPU."""
     from safetensors.torch import load
 

@@ -37,8 +37,7 @@ def images(split: SplitImages) -> torch.Tensor:
 
 def test_the_ensemble_averages_probabilities(weights: list[Path], split: SplitImages) -> None:
     model, images = FinalModel.load(weights), split.images[:5]
-    members = [member for member in model.ensemble.members if isinstance(member, Classifier)]
-    one, other = (predict(member, images).softmax(1) for member in members)
+    one, other = (predict(member, images).softmax(1) for member in model.ensemble.classifiers)
     found = model.predict(images.permute(0, 2, 3, 1))
     np.testing.assert_allclose(found, (one + other) / 2, rtol=1e-6)
     assert found.dtype == np.float32

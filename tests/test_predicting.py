@@ -14,6 +14,8 @@ from cifartune import cli, load
 from cifartune.data import CLASSES, LabelledImages
 from cifartune.predicting import scaled
 
+Arguments = list[str | Path]
+
 
 @pytest.fixture
 def folder(cifar: LabelledImages, tmp_path: Path) -> Path:
@@ -73,7 +75,13 @@ def test_json_and_csv_say_what_the_model_says(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    arguments = ["predict", smoke_run.name, folder / "small.png", "--runs", smoke_run.parent]
+    arguments: Arguments = [
+        "predict",
+        smoke_run.name,
+        folder / "small.png",
+        "--runs",
+        smoke_run.parent,
+    ]
     arguments += ["--model", "all_images", "--top", "10"]
     assert cifartune(monkeypatch, *arguments, "--format", "json") == 0
     told = json.loads(capsys.readouterr().out)
@@ -107,7 +115,7 @@ def test_the_models_of_trials(
     kept = {int(path.parent.name) for path in found.run.trials.glob("*/weights.safetensors")}
     for trial in kept | refit:
         name = f"{smoke_run.name}:{trial}"
-        arguments = ["predict", name, folder / "small.png", "--runs", smoke_run.parent]
+        arguments: Arguments = ["predict", name, folder / "small.png", "--runs", smoke_run.parent]
         assert cifartune(monkeypatch, *arguments) == 0
         told = capsys.readouterr().out
         model = "fold ensemble, 2 networks" if trial in refit else "the trial's own network"

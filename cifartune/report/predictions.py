@@ -26,18 +26,18 @@ def print_predictions(
     table.add_column("image", overflow="fold")
     table.add_column("size", justify="right", no_wrap=True)
     table.add_column("class", no_wrap=True)
-    table.add_column("probability", justify="right", no_wrap=True)
+    table.add_column("%", justify="right", no_wrap=True)
     if top > 1:
-        table.add_column("or")
+        table.add_column("or, %")
     for prediction in predictions:
         picture, (best, *others) = prediction.picture, prediction.best(top)
-        rest = [", ".join(f"{name} {_percent(share)}" for name, share in others)] if others else []
+        rest = ", ".join(f"{name} {100 * share:.0f}" for name, share in others)
         table.add_row(
             Text(str(picture.path)),
             f"{picture.width}x{picture.height}",
             best[0],
-            _percent(best[1]),
-            *rest,
+            f"{100 * best[1]:.1f}",
+            *([rest] if others else []),
         )
     console.print(table)
     for note in notes(named, predictions):
@@ -95,7 +95,3 @@ def to_json(
         "notes": notes(named, predictions),
     }
     return json.dumps(told, indent=1) + "\n"
-
-
-def _percent(share: float) -> str:
-    return f"{share:.1%}"

@@ -91,6 +91,11 @@ class Ensemble(nn.Module):
         self.recipe = members[0].recipe
         self.members = nn.ModuleList(members)
 
+    @property
+    def classifiers(self) -> list[Classifier]:
+        """Its members by their type."""
+        return [member for member in self.members if isinstance(member, Classifier)]
+
     def forward(self, images: Tensor) -> Tensor:
         return torch.stack([member(images).softmax(1) for member in self.members]).mean(0)
 
