@@ -156,4 +156,4 @@ def test_a_temperature_changes_no_class() -> None:
     for temperature in (0.2, 3.0):
         [found] = scaled(probabilities, temperature)
         assert found.sum() == pytest.approx(1) and (np.diff(found) < 0).all()
-        assert (found[0] > 0.7) is bool(temperature < 1)
+        assert (found[0] > 0.7) == (temperature < 1)
