@@ -100,8 +100,8 @@ class SearchResult:
 
     def best(self, count: int = 1) -> "pd.DataFrame":
         """The rows of `trials` of the best so far, the best first; those stopped early last."""
-        numbers = [trial.number for trial in self._study().best(count)]
-        return self.trials().set_index("trial", drop=False).loc[numbers].reset_index(drop=True)
+        numbers, trials = [t.number for t in self._study().best(count)], self.trials()
+        return trials.iloc[numbers].reset_index(drop=True)  # a trial's number is its row
 
     def out_of_fold(
         self, trial: int | None = None, *, data_root: Path | None = None

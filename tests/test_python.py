@@ -75,7 +75,10 @@ BASE: dict[str, Any] = {"model": {"name": "speednet_small"}, "epochs": 1}
     [
         ({"epoch": 3}, r"^recipe: epoch: unknown key; did you mean epochs\?$"),
         ({"optimizer": {"lr": 30}}, r"^recipe: optimizer\.lr: must be at most 10, got 30$"),
-        ({"epochs": 0, "tta": "flop"}, r"^recipe: epochs: .*\nrecipe: tta: must be one of"),
+        (
+            {"epochs": 0, "tta": "flop"},
+            r"^recipe: epochs: .*\nrecipe: tta: must be none, .*mean flip\?$",
+        ),
         ("none.yaml", r"^none\.yaml: no such file"),
     ],
 )
