@@ -1,4 +1,4 @@
-"""What can be compared: recipes of finished searches, by the names that users have for them."""
+"""Recipes of finished searches, by the names that users have for them."""
 
 import json
 import re
@@ -10,15 +10,15 @@ from pathlib import Path
 from cifartune.errors import UserError, first_line
 from cifartune.runs import RunFolder
 
-LOGITS, PLAIN_LOGITS = "logits.npy", "logits_plain.npy"
-"""In the folder of a trial: its logits for the validation images. The second are those without
-test-time augmentation, where the recipe has some.
+LOGITS, PLAIN_LOGITS, WEIGHTS = "logits.npy", "logits_plain.npy", "weights.safetensors"
+"""In the folder of a trial: its logits for the validation images, those without test-time
+augmentation where the recipe has some, and its weights.
 """
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A recipe that is compared.
+    """A recipe that is compared, or whose models are used.
 
     Attributes:
         name: What the user calls it.
@@ -47,6 +47,11 @@ class Entry:
         plain = folder / PLAIN_LOGITS
         return plain if plain.exists() else folder / LOGITS
 
+    @property
+    def weights(self) -> Path:
+        """The trial's own, which are kept with its logits."""
+        return self.run.trials / str(self.trial) / WEIGHTS
+
 
 def find_entries(names: Sequence[str], runs: Path, tracking_uri: str) -> list[Entry]:
     """What the user named: searches, NAME:TRIAL of them, or runs of MLflow by their ids.
@@ -72,7 +77,7 @@ def find_entry(text: str, runs: Path, tracking_uri: str) -> Entry:
         raise UserError(f"{text}: after ':' comes the number of a trial, such as {name}:0")
     if not (name if colon else text):
         raise UserError(
-            f"compare: {text!r} names nothing; name a search, a trial of it such as quick:3, or "
+            f"{text!r} names nothing; name a search, a trial of it such as quick:3, or "
             "the id of an MLflow run"
         )
     trial = int(number) if colon else None
@@ -123,7 +128,7 @@ def _find_logged(run_id: str, runs: Path, uri: str) -> tuple[RunFolder, int | No
     search, key = look_up(uri, run_id)
     match = re.fullmatch(r"search|(?:trial|refit)-(\d+)", key)
     if not match:
-        raise UserError(f"{run_id}: is {key}; compare the run of a search, a refit or a trial")
+        raise UserError(f"{run_id}: is {key}; name the run of a search, a refit or a trial")
     for path in sorted(runs.glob("*/run.json")):
         run = RunFolder(path.parent)
         if run.id == search:
@@ -152,4 +157,4 @@ def _why_nothing_is_known(entry: Entry) -> str:
     else:
         reason = "was not refit, and did not come to its end"
     known = ", ".join(sorted(filter(str.isdigit, refit | kept), key=int)) or "none"
-    return f"trial {number} {reason}; of {run.name}, these can be compared: {known}"
+    return f"trial {number} {reason}; of {run.name}, these are kept: {known}"

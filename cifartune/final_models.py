@@ -3,6 +3,7 @@
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -10,11 +11,12 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from cifartune.config import Recipe
 from cifartune.errors import UserError, first_line
 from cifartune.files import write_atomically
 from cifartune.runs import RunFolder
 from cifartune.training.classifier import Classifier, Ensemble, load_classifier, predict
-from cifartune.tuning.jobs import SNAPSHOTS, WEIGHTS
+from cifartune.tuning.jobs import LOGITS, SNAPSHOTS, WEIGHTS
 
 IMAGE = (32, 32, 3)
 """The shape of an image as files and cameras give it."""
@@ -27,7 +29,7 @@ def model_files(run: RunFolder, trial: int) -> dict[str, list[Path]]:
     `snapshots`: the ensemble of the snapshots of the folds' first seed.
     """
     refit = run.out_of_fold(trial).parent
-    folders = sorted(path.parent for path in refit.glob(f"fold-*/{WEIGHTS}"))
+    folders = sorted(path.parent for path in refit.glob(f"fold-*/{LOGITS}"))  # those done
     first = [folder for folder in folders if "-seed-" not in folder.name]
     snapshots = [path for folder in first for path in sorted((folder / SNAPSHOTS).glob("*"))]
     whole = run.all_images(trial)
@@ -61,6 +63,11 @@ class FinalModel(nn.Module):
             UserError: One of them is missing or cannot be read.
         """
         return cls(Ensemble([_load(Path(path)) for path in weights]).eval())
+
+    @property
+    def recipe(self) -> Recipe:
+        """That of its first network; the others differ from it in their seeds."""
+        return self.ensemble.recipe
 
     def forward(self, images: Tensor) -> Tensor:
         probabilities: Tensor = self.ensemble(images.permute(0, 3, 1, 2))
@@ -102,11 +109,24 @@ def export_program(model: FinalModel, path: Path) -> None:
 
     It maps uint8 images (N, 32, 32, 3) to class probabilities, float32 (N, 10).
     """
-    program = torch.export.export(
-        model.cpu().to(memory_format=torch.contiguous_format).eval(),
-        (torch.zeros(2, *IMAGE, dtype=torch.uint8),),
-        dynamic_shapes=({0: torch.export.Dim("images", min=1)},),
-    )
+    write_atomically(path, program_of(model, {}))
+
+
+def program_of(model: FinalModel, extra_files: dict[str, str]) -> bytes:
+    """The content of such a file, with texts beside the program."""
+    arguments, shapes = example()
+    program = torch.export.export(contiguous(model), arguments, dynamic_shapes=shapes)
     buffer = io.BytesIO()
-    torch.export.save(program, buffer)
-    write_atomically(path, buffer.getvalue())
+    torch.export.save(program, buffer, extra_files=extra_files)
+    return buffer.getvalue()
+
+
+def contiguous(model: FinalModel) -> FinalModel:
+    """`model` itself on the CPU, ready to be traced: its weights in torch's usual order."""
+    return model.cpu().to(memory_format=torch.contiguous_format).eval()
+
+
+def example() -> tuple[tuple[Tensor], tuple[dict[int, Any]]]:
+    """What to trace a model with: images, of which there may be any number."""
+    images = torch.zeros(2, *IMAGE, dtype=torch.uint8)
+    return (images,), ({0: torch.export.Dim("images", min=1)},)

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from cifartune.comparison import UNREADABLE
 from cifartune.config import Recipe, SearchSpace, load_space
+from cifartune.entries import Entry, find_entry
 from cifartune.errors import UserError, first_line
 from cifartune.runs import RunFolder
 
@@ -98,8 +100,8 @@ class SearchResult:
 
     def best(self, count: int = 1) -> "pd.DataFrame":
         """The rows of `trials` of the best so far, the best first; those stopped early last."""
-        numbers = [trial.number for trial in self._study().best(count)]
-        return self.trials().set_index("trial", drop=False).loc[numbers].reset_index(drop=True)
+        numbers, trials = [t.number for t in self._study().best(count)], self.trials()
+        return trials.iloc[numbers].reset_index(drop=True)  # a trial's number is its row
 
     def out_of_fold(
         self, trial: int | None = None, *, data_root: Path | None = None
@@ -112,49 +114,40 @@ class SearchResult:
                 puts them.
 
         Raises:
-            UserError: The trial was not refit, or a file is missing or damaged.
+            UserError: The search is not finished, the trial was not refit, or a file is damaged.
         """
         from cifartune.data import load_train
 
-        path = self.run.out_of_fold(self._refit_trial(trial))
-        labels = load_train(data_root).labels
+        entry = self._entry(trial)
+        if not entry.was_refit:
+            raise UserError(f"{entry.name}: was not refit, and so has no out-of-fold predictions")
+        path, labels = self.run.out_of_fold(entry.trial), load_train(data_root).labels
         try:
             with np.load(path) as kept:
                 found = {name: kept[name] for name in ("indices", "fold", "logits", "plain")}
-        except (OSError, ValueError, KeyError, EOFError) as error:
+        except UNREADABLE as error:
             raise UserError(f"{path}: cannot be read: {first_line(error)}") from None
         return OutOfFoldPredictions(**found, labels=labels[found["indices"]])
 
-    def model(self, which: str = "folds", trial: int | None = None) -> "FinalModel":
-        """A final model, on the CPU.
+    def model(self, which: str | None = None, trial: int | None = None) -> "FinalModel":
+        """A model, on the CPU.
 
         Args:
             which: `folds`, the ensemble of the fold models; `all_images`, one network that was
-                trained on all images; `snapshots`, the ensemble of the folds' snapshots.
-            trial: One that was refit. Default: the winner.
+                trained on all images; `snapshots`, the ensemble of the folds' snapshots. Default:
+                the folds', or the own network of a trial that was not refit.
+            trial: Default: the winner.
 
         Raises:
-            UserError: There is no such model; says which there are.
+            UserError: The search is not finished, or there is no such model; says which there are.
         """
-        number = self._refit_trial(trial)
+        from cifartune.named_models import load_model
 
-        from cifartune.final_models import FinalModel, model_files
+        return load_model(self._entry(trial), which).model
 
-        files = model_files(self.run, number)
-        if which not in files:
-            known = ", ".join(files) or "none"
-            raise UserError(
-                f"{self.name}: the refit of trial {number} left no model {which}; there is {known}"
-            )
-        return FinalModel.load(files[which])
-
-    def _refit_trial(self, trial: int | None) -> int:
-        number = self.run.winner if trial is None else trial
-        if trial is not None and not self.run.out_of_fold(trial).exists():
-            refit = sorted(int(p.parent.name[6:]) for p in self.run.refit.glob("trial-*/oof.npz"))
-            known = ", ".join(map(str, refit)) or "none"
-            raise UserError(f"{self.name}: trial {trial} was not refit; these were: {known}")
-        return number
+    def _entry(self, trial: int | None) -> Entry:
+        name = self.name if trial is None else f"{self.name}:{trial}"
+        return find_entry(name, self.run.runs, tracking_uri="")
 
     def _study(self) -> "TrialStudy":
         from cifartune.tuning.recorded import recorded_study

@@ -356,8 +356,8 @@ def test_what_cannot_be_written_is_told(runs: Path, tmp_path: Path) -> None:
 
 
 WRONG = {
-    "empty": (["good", ""], "^compare: '' names nothing; name a search, a trial of it such as"),
-    "no name": (["good", ":3"], "^compare: ':3' names nothing; name a search"),
+    "empty": (["good", ""], "^'' names nothing; name a search, a trial of it such as"),
+    "no name": (["good", ":3"], "^':3' names nothing; name a search"),
     "one": (["good"], "compare: two searches or trials are needed at least"),
     "unknown": (["good", "god"], "no run is called god; there are bad, good, medium, new"),
     "no number": (["good", "good:x"], "good:x: after ':' comes the number of a trial, such as"),
@@ -366,7 +366,7 @@ WRONG = {
     "not kept": (
         ["bad", "good:1"],
         r"good:1: trial 1 was not refit, and its logits are not kept \(checkpoints\.keep\); of "
-        "good, these can be compared: 0, 4$",
+        "good, these are kept: 0, 4$",
     ),
     "stopped": (["bad", "good:2"], "good:2: trial 2 was not refit, and did not come to its end"),
     "the same": (["good", "bad", "good:4"], "good and good:4 are the same, trial 4 of good"),
@@ -484,7 +484,7 @@ def test_ids_of_mlflow_that_lead_nowhere(
     refused = {
         ("0" * 32, runs, uri): f"{'0' * 32}: the MLflow store {uri} has no such run",
         (ids["other"], runs, uri): "is no run of cifartune's",
-        (ids["refit-2-fold-0"], runs, uri): "is refit-2-fold-0; compare the run of a search",
+        (ids["refit-2-fold-0"], runs, uri): "is refit-2-fold-0; name the run of a search",
         (ids["search"], tmp_path, uri): f"the folder of its search is not in {tmp_path}; say",
         (ids["search"], runs, f"sqlite:///{tmp_path}/none.db"): "there is no MLflow store sqlite",
         (ids["search"], runs, "ftp://here"): "--tracking-uri ftp://here: neither a server",

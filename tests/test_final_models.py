@@ -37,8 +37,7 @@ def images(split: SplitImages) -> torch.Tensor:
 
 def test_the_ensemble_averages_probabilities(weights: list[Path], split: SplitImages) -> None:
     model, images = FinalModel.load(weights), split.images[:5]
-    members = [member for member in model.ensemble.members if isinstance(member, Classifier)]
-    one, other = (predict(member, images).softmax(1) for member in members)
+    one, other = (predict(member, images).softmax(1) for member in model.ensemble.classifiers)
     found = model.predict(images.permute(0, 2, 3, 1))
     np.testing.assert_allclose(found, (one + other) / 2, rtol=1e-6)
     assert found.dtype == np.float32
@@ -72,7 +71,7 @@ def test_the_exported_program_gives_the_same(
     export_program(model, tmp_path / "model.pt2")
     program = torch.export.load(tmp_path / "model.pt2").module()
     for count in (1, 3, 7):
-        found = program(images[:count]).numpy()
+        found = program(images[:count]).detach().numpy()
         np.testing.assert_allclose(found, model.predict(images[:count]), rtol=1e-4, atol=1e-6)
 
 
@@ -90,7 +89,9 @@ def test_which_files_make_a_model(tmp_path: Path) -> None:
     parts = ("fold-0", "fold-0-seed-1", "fold-1", "fold-1-seed-1")
     for part in (*parts, "all-images"):
         run.part(3, part).mkdir(parents=True)
-        (run.part(3, part) / "weights.safetensors").touch()
+        for file in ("weights.safetensors", "logits.npy"):
+            (run.part(3, part) / file).touch()
+    run.part(3, "fold-2").mkdir()  # it was under way when the candidate was dropped
     found = model_files(run, 3)
     assert [path.parent.name for path in found["folds"]] == list(parts)
     assert [path.parent.name for path in found["all_images"]] == ["all-images"]

@@ -50,15 +50,22 @@ def test_its_models_give_what_was_seen_of_them(smoke_run: Path, data_root: Path)
 
 
 def test_an_unfinished_search(smoke_run: Path, tmp_path: Path) -> None:
-    shutil.copytree(smoke_run, tmp_path / "begun")
-    (tmp_path / "begun" / "result.json").unlink()
-    found = load(tmp_path / "begun")
+    shutil.copytree(smoke_run, tmp_path / "quick-smoke")
+    (tmp_path / "quick-smoke" / "result.json").unlink()
+    found = load("quick-smoke", runs=tmp_path)
     before = found.run.study.read_bytes()
     assert not found.is_finished and len(found.trials()) == 2 and len(found.best(5)) == 2
     for ask in (lambda: found.result, lambda: found.recipe, found.model, found.out_of_fold):
-        with pytest.raises(UserError, match="begun is not finished; go on with: "):
+        with pytest.raises(UserError, match="quick-smoke is not finished; go on with: "):
             ask()
     assert found.run.study.read_bytes() == before
+
+
+def test_a_folder_that_was_renamed(smoke_run: Path, tmp_path: Path) -> None:
+    """Its trials are not said to be none."""
+    shutil.copytree(smoke_run, tmp_path / "other")
+    with pytest.raises(UserError, match="holds no study called other; was the folder renamed"):
+        load(tmp_path / "other").trials()
 
 
 def test_a_search_without_a_trial(smoke_run: Path, tmp_path: Path) -> None:
@@ -71,7 +78,9 @@ def test_what_is_not_there(smoke_run: Path) -> None:
     with pytest.raises(UserError, match=r"no run is called quik; there are .*quick-smoke"):
         load("quik", runs=smoke_run.parent)
     found = load(smoke_run)
-    with pytest.raises(UserError, match=r"left no model snapshots; there is folds, all_images$"):
+    with pytest.raises(
+        UserError, match=r"there is no model snapshots; there is folds, all_images$"
+    ):
         found.model("snapshots")
-    with pytest.raises(UserError, match="trial 9 was not refit; these were: 0"):
+    with pytest.raises(UserError, match="quick-smoke has no trial 9: its last is 1"):
         found.model(trial=9)

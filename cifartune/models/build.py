@@ -77,7 +77,7 @@ def _create(recipe: ModelRecipe) -> nn.Module:
             pretrained_cfg_overlay=fetch_imagenet(recipe.name) if is_pretrained else None,
             num_classes=len(CLASSES),
             drop_rate=recipe.dropout,
-            **_options(recipe),
+            **options_of(recipe),
         )
     except RuntimeError as error:
         if not is_pretrained:
@@ -89,8 +89,8 @@ def _create(recipe: ModelRecipe) -> nn.Module:
     return network
 
 
-def _options(recipe: ModelRecipe) -> dict[str, Any]:
-    """What is told only to networks that know of it."""
+def options_of(recipe: ModelRecipe) -> dict[str, Any]:
+    """What timm's `create_model` is told beside the name: only to networks that know of it."""
     known = networks()[recipe.name]
     options: dict[str, Any] = {
         "img_size": recipe.resolution,

@@ -5,6 +5,9 @@ from typing import Any
 
 from cifartune.statistics import Interval
 
+MODELS = {"folds": "fold ensemble", "all_images": "all images", "snapshots": "snapshots"}
+"""What the final models are called."""
+
 
 def verdict_lines(result: dict[str, Any]) -> Iterator[str]:
     """The winner against the baseline and the next best, in words.

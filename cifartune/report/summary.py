@@ -8,15 +8,12 @@ from optuna.trial import TrialState
 from rich.console import Console
 from rich.table import Table
 
-from cifartune.report.answer import accuracy_lines, percent, verdict_lines, views
+from cifartune.report.answer import MODELS, accuracy_lines, percent, verdict_lines, views
 from cifartune.report.planned import size, used_table
 from cifartune.report.tables import Row, short, show, show_time, trials_table
 from cifartune.tuning.study import TrialStudy, kept_epoch
 
 LEADERBOARD = 10
-
-MODELS = {"folds": "fold ensemble", "all_images": "all images", "snapshots": "snapshots"}
-"""What the final models are called."""
 
 
 def print_summary(result: dict[str, Any], study: TrialStudy, console: Console) -> None:

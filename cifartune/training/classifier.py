@@ -1,7 +1,7 @@
 """A trained network with everything around it: uint8 images in, logits out."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -91,6 +91,11 @@ class Ensemble(nn.Module):
         self.recipe = members[0].recipe
         self.members = nn.ModuleList(members)
 
+    @property
+    def classifiers(self) -> list[Classifier]:
+        """Its members by their type."""
+        return [member for member in self.members if isinstance(member, Classifier)]
+
     def forward(self, images: Tensor) -> Tensor:
         return torch.stack([member(images).softmax(1) for member in self.members]).mean(0)
 
@@ -167,12 +172,20 @@ def trained_epochs(path: Path) -> int:
 
 def load_classifier(path: Path) -> Classifier:
     """Reads what `save_classifier` wrote, on the CPU, in evaluation mode."""
-    recipe = Recipe.model_validate(_about(path)["recipe"])
-    statistics = Normalization(torch.zeros(1, 3, 1, 1), torch.ones(1, 3, 1, 1))
-    with torch.random.fork_rng(devices=[]):  # the weights drawn here are overwritten at once
-        untrained = recipe.model.model_copy(update={"weights": "none"})
-        classifier = Classifier(build_model(untrained), recipe, statistics)
+    classifier = untrained(Recipe.model_validate(_about(path)["recipe"]))
     load_model(classifier, path)
+    return classifier
+
+
+def untrained(
+    recipe: Recipe, mean: Sequence[float] = (0.0,) * 3, deviation: Sequence[float] = (1.0,) * 3
+) -> Classifier:
+    """The classifier of `recipe` whose weights are still to be read, in evaluation mode."""
+    shape = (1, 3, 1, 1)
+    statistics = Normalization(torch.tensor(mean).view(shape), torch.tensor(deviation).view(shape))
+    with torch.random.fork_rng(devices=[]):  # the weights drawn here are overwritten at once
+        model = recipe.model.model_copy(update={"weights": "none"})
+        classifier = Classifier(build_model(model), recipe, statistics)
     memory_format = MEMORY_FORMATS.get(recipe.memory_format, torch.channels_last)
     return classifier.to(memory_format=memory_format).eval()
 

@@ -55,12 +55,17 @@ def recorded_study(run: RunFolder, space: SearchSpace) -> TrialStudy:
     """The run's study as it is now, in memory: nothing that is done with it reaches the run.
 
     Raises:
-        UserError: Its database cannot be read.
+        UserError: Its database cannot be read, or has it by another name.
     """
     try:
         trials = recorded_trials(run)
-    except KeyError:  # none yet
-        trials = []
+    except KeyError:
+        if run.has_trials():
+            raise UserError(
+                f"{run.study}: holds no study called {run.study_name}; was the folder renamed? Its "
+                "trials are known by its name of before"
+            ) from None
+        trials = []  # none yet
     return TrialStudy(space, recorded=trials)
 
 
