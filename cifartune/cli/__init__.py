@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cifartune.cli import answers
+from cifartune.cli import answers, pages
 from cifartune.cli.machine import cluster_app, data_app
 from cifartune.cli.options import (
     LOCAL,
@@ -33,7 +33,7 @@ app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 app.add_typer(cluster_app, name="cluster")
-for command in (answers.evaluate, answers.compare, answers.reproduce):
+for command in (answers.evaluate, answers.compare, answers.reproduce, pages.ui):
     app.command()(command)
 
 
