@@ -23,6 +23,9 @@ if TYPE_CHECKING:  # a second to import
 
 EXPERIMENT = "cifartune"
 
+KIND = {"mlflow.experimentKind": "custom_model_development"}
+"""The tag for which MLflow's pages show what is about training, and not about language models."""
+
 # No telemetry, no minutes of retries before an error is told, nothing over our own table.
 ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -201,7 +204,7 @@ class MlflowStore:
             else:
                 artifacts = self._run.path.parent / "mlflow-artifacts"
                 local = artifacts.as_uri() if self.uri.startswith("sqlite") else None
-                self._experiment = client.create_experiment(EXPERIMENT, local)
+                self._experiment = client.create_experiment(EXPERIMENT, local, KIND)
         for run in runs_of(client, self._experiment, self._run.id):
             self.ids[run.data.tags[KEY]] = run.info.run_id
         self._client = client

@@ -13,6 +13,9 @@ PREFIX = "mlflow.sharedViewState."
 """What the tag's name begins with; the id of the view follows, which is the search's."""
 
 
+NAME = "attributes.`Run Name`"
+
+
 def view_of(space: SearchSpace, search: str, name: str, time: int) -> str:
     """The value of the tag: the trials of a search, the best first, with what was searched.
 
@@ -22,11 +25,13 @@ def view_of(space: SearchSpace, search: str, name: str, time: int) -> str:
         name: Its name.
         time: When it is made, in milliseconds since 1970.
     """
+    columns = _columns(space)
     state = {
         **_facets(space, search),
-        "selectedColumns": _columns(space),
-        "columnOrder": [],
-        "columnWidths": {"attributes.`Run Name`": 260},
+        "selectedColumns": columns,
+        # By itself, MLflow sorts the metrics by name, behind the times.
+        "columnOrder": ["0", NAME, *columns, "runDateAndNestInfo", "duration"],
+        "columnWidths": {NAME: 220, **dict.fromkeys(columns, 110)},
         "runsHiddenMode": "SHOW_ALL",
     }
     view = {"name": f"{name}: trials", "createdAt": time, "state": json.dumps(state)}
@@ -75,7 +80,8 @@ def _columns(space: SearchSpace) -> list[str]:
         [value_metric(space), *(target.metric for target in space.targets), "val_loss"]
     )
     return [
-        *(f"metrics.`{name}`" for name in [*metrics, "trained_epochs", "seconds"]),
+        *(f"metrics.`{name}`" for name in metrics),
         *(f"params.`{name}`" for name in space.parameters),
+        *(f"metrics.`{name}`" for name in ("trained_epochs", "seconds")),
         "tags.`cifartune.state`",
     ]
