@@ -12,7 +12,8 @@ class Names:
     """The names and parameters of the runs of a search.
 
     The search's own run has what all trials share, and a trial's what is its own, so that they can
-    be compared without looking for what differs among eighty fields that do not.
+    be compared without looking for what differs among eighty fields that do not. Numbers have the
+    digits that fit a column; the whole recipe, with all of them, is a tag.
 
     Args:
         space: The search.
@@ -23,12 +24,12 @@ class Names:
         self._base = space.base.flat()
         self._digits = max(2, len(str(space.search.num_trials - 1)))
 
-    def shared(self) -> dict[str, Any]:
+    def shared(self) -> dict[str, str]:
         """The baseline's fields that are not searched; trials have seeds of their own."""
         own = {*self._space.parameters, "seed"}
-        return {name: value for name, value in self._base.items() if name not in own}
+        return {name: _readable(value) for name, value in self._base.items() if name not in own}
 
-    def own(self, recipe: Recipe) -> dict[str, Any]:
+    def own(self, recipe: Recipe) -> dict[str, str]:
         """A recipe's fields that are searched and exist in it, and what else the baseline has not.
 
         That is nothing of a trial's recipe; of a refit's, the epochs, where they are others.
@@ -39,7 +40,8 @@ class Names:
             for name, value in values.items()
             if name not in self._space.parameters and name != "seed" and value != self._base[name]
         }
-        return self._space.point(values) | others
+        shown = self._space.point(values) | others
+        return {name: _readable(value) for name, value in shown.items()}
 
     def trial(self, number: int, recipe: Recipe) -> str:
         """Such as `trial 07 · adamw, lr 0.0031`: sorted like its number."""
@@ -64,6 +66,10 @@ def part_name(part: str) -> str:
     if words[2:3] == ["seed"]:
         return f"{' '.join(words[:2])} (seed {words[3]})"
     return " ".join(words)
+
+
+def _readable(value: Any) -> str:
+    return f"{value:.5g}" if isinstance(value, float) else str(value)
 
 
 def _short(name: str, value: Any) -> str:

@@ -1,5 +1,6 @@
 """A search in MLflow: a parent run, a child for each trial and refit, a grandchild a fold."""
 
+import getpass
 import http.client
 import logging
 import os
@@ -368,11 +369,12 @@ def final_status(trial: FrozenTrial) -> str:
 
 
 def _source() -> dict[str, str]:
-    """What code runs, in MLflow's words, which its pages show, and in ours."""
+    """Whose run it is, and of what code: in MLflow's words, which its pages show, and in ours."""
     commit = commit_of_source()
-    if not is_code_known(commit):
-        return {"mlflow.source.name": "cifartune", "commit": commit}
-    return {"mlflow.source.name": "cifartune", "mlflow.source.git.commit": commit, "commit": commit}
+    known = {"mlflow.source.git.commit": commit} if is_code_known(commit) else {}
+    with suppress(OSError, KeyError, ImportError):  # a container may know no name
+        known["mlflow.user"] = getpass.getuser()
+    return {"mlflow.source.name": "cifartune", "commit": commit, **known}
 
 
 def _identity(recipe: Recipe) -> dict[str, str]:
