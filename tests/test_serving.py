@@ -7,7 +7,9 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +49,8 @@ def test_the_winner_is_served_where_cifartune_is_not(
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "mlflow", "models", "serve", "--env-manager", "local"]
     command += ["-m", f"models:/{registered_name(run)}@{ALIAS}", "--port", str(port)]
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # it calls uvicorn
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "PATH": path}
     environment |= {"MLFLOW_TRACKING_URI": run.tracking_uri, "MLFLOW_DISABLE_TELEMETRY": "true"}
     with (tmp_path / "log").open("wb") as log:
         process = subprocess.Popen(
@@ -55,8 +58,11 @@ def test_the_winner_is_served_where_cifartune_is_not(
         )
     try:
         answer = post(port, {"inputs": images.tolist()}, process)
+    except AssertionError:
+        pytest.fail((tmp_path / "log").read_text())
     finally:
-        os.killpg(process.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     served = np.array(answer["predictions"])
     expected = FinalModel.load(model_files(run, run.winner)["folds"]).predict(images)
@@ -123,6 +129,7 @@ def test_the_search_has_datasets_a_verdict_and_its_files(smoke_run: Path) -> Non
     run = RunFolder(smoke_run)
     client = mlflow.MlflowClient(run.tracking_uri)
     logged = client.get_run(run.outcome["mlflow"]["run_id"])
+    assert logged.inputs
     [training, validation] = logged.inputs.dataset_inputs
     contexts = [one.tags[0].value for one in (training, validation)]
     assert contexts == ["training", "validation"]

@@ -48,15 +48,21 @@ Classifies 32 x 32 colour images into the ten classes of CIFAR-10: {", ".join(CL
 
 - input: uint8 (N, 32, 32, 3), RGB
 - output: float32 (N, 10), the probabilities of the classes in that order
-- the mean of {result["folds"] * result["seeds"]} networks, {network}, trained without a fold each;
-  normalisation and test-time augmentation ({recipe["tta"]}) are inside
+- the mean of {result["folds"] * result["seeds"]} networks ({network}), each trained on all but one
+  fold; normalisation and test-time augmentation ({recipe["tta"]}) are inside
 - `model.pt2`: a program of PyTorch's, which needs no other package
 
 ## Recipe
 
-Trial {result["winner_trial"]}: {optimizer["name"]}, learning rate {optimizer["lr"]:.3g}, weight
-decay {optimizer["weight_decay"]:.3g}, {recipe["epochs"]} epochs, batches of {recipe["batch_size"]},
-augmentation strength {recipe["augment"]["strength"]:.3g}. All of it: `winner` in result.json.
+| trial {result["winner_trial"]} | |
+|---|---|
+| optimizer | {optimizer["name"]} |
+| learning rate, weight decay | {optimizer["lr"]:.3g}, {optimizer["weight_decay"]:.3g} |
+| epochs, batch size | {recipe["epochs"]}, {recipe["batch_size"]} |
+| augmentation strength | {recipe["augment"]["strength"]:.3g} |
+| dropout | {recipe["model"]["dropout"]:.3g} |
+
+All of it: `winner` in result.json.
 
 ## Data
 

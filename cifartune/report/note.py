@@ -5,7 +5,6 @@ from typing import Any
 
 from cifartune.config import SearchSpace
 from cifartune.config.parameters import Choice, Range
-from cifartune.programs import program
 from cifartune.report.answer import percent, verdict_lines
 from cifartune.runs import RunFolder
 from cifartune.statistics import Interval
@@ -26,7 +25,7 @@ by `{space.target.metric}` and the baseline are then refit on {space.refit.folds
 {rows}
 
 On {platform.node()}, in `{run.path}`. The trials side by side: the view "{run.name}: trials" under
-*Views*, or `{program("cifartune")} ui {run.name}`. Each run's model metrics are its learning
+*Views*, or `cifartune ui {run.name}`. Each run's model metrics are its learning
 curves; how busy the machine is stands under this run's system metrics.
 """
 
@@ -53,9 +52,8 @@ def outcome_note(result: dict[str, Any], run: RunFolder) -> str:
         f"| `{field}` | {_exact(before)} | {_exact(after)} |"
         for field, (before, after) in result["changed"].items()
     )
-    changes = f"| changed | baseline | winner |\n|---|---|---|\n{changed}" if changed else ""
+    changes = f"\n| changed | baseline | winner |\n|---|---|---|\n{changed}\n" if changed else ""
     verdict = " ".join(line.strip() for line in list(verdict_lines(result))[:1])
-    command = program("cifartune")
     return f"""\
 **Trial {winner} won.** {verdict}
 
@@ -63,11 +61,9 @@ def outcome_note(result: dict[str, Any], run: RunFolder) -> str:
 |---|---|
 | validation, which chose it | {percent(result["validation_accuracy"])} |
 {rows}
-
 {changes}
-
-    {command} reproduce {name}            # trains the winner's trial again
-    {command} ui {name}                   # the trials side by side
+    cifartune reproduce {name}    # trains the winner's trial again
+    cifartune ui {name}           # the trials side by side
     mlflow models serve -m models:/{registered_name(run)}@{ALIAS} --env-manager local
 """
 
