@@ -16,7 +16,7 @@ from pathlib import Path
 
 from cifartune.config.load import load_space
 from cifartune.errors import UserError
-from cifartune.passwords import hidden_in, without_password
+from cifartune.passwords import hidden_in, without_login, without_password
 from cifartune.runs import RunFolder
 from cifartune.tracking.store import ENVIRONMENT, LoggedSearch
 from cifartune.tracking.tracker import check_server, default_uri
@@ -50,8 +50,8 @@ class Page:
         return self.uri if self.uri.startswith("http") else ""
 
     def address(self, server: str) -> str:
-        """The page's address at a server, without the password in that."""
-        return f"{without_password(server).rstrip('/')}/{self.where}"
+        """The page's address at a server; who looks at it brings a name and a password."""
+        return f"{without_login(server).rstrip('/')}/{self.where}"
 
 
 def find_page(runs: Path, name: str | None) -> Page:

@@ -289,9 +289,11 @@ class MlflowStore:
         self._client.log_artifact(self.ids[key], path, folder)
 
     def _delete(self, time: int, key: str) -> None:
-        self._client.delete_experiment_tag(self._experiment, PREFIX + self._run.id)
         if key in self.ids:
             self._client.delete_run(self.ids[key])
+        view = PREFIX + self._run.id
+        if view in self._client.get_experiment(self._experiment).tags:
+            self._client.delete_experiment_tag(self._experiment, view)
 
     def _model(self, time: int, key: str, program: str) -> None:
         publish(self._client, self.uri, self.ids[key], self._run, Path(program))

@@ -1,6 +1,6 @@
 """Takes the picture of a search's trials in MLflow.
 
-    python docs/screenshots/mlflow.py NAME [--runs runs] [--out docs/pictures/mlflow.png]
+    python docs/screenshots/mlflow_trials.py NAME [--runs runs] [--out docs/pictures/mlflow.png]
 
 What it shows is a search of one's own: run one first, such as `cifartune search
 search_spaces/quick.yaml`.
@@ -10,8 +10,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from playwright.sync_api import Page
-from playwright.sync_api import expect as expect_that
+from playwright.sync_api import Page, expect
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
@@ -41,8 +40,12 @@ def main(options: argparse.Namespace) -> None:
 def show_trials(page: Page, address: str) -> None:
     """Opens the table of trials, without the panels beside it."""
     page.goto(address)
-    expect_that(page.get_by_text("baseline")).to_be_visible(timeout=60_000)
-    page.wait_for_timeout(3000)
+    expect(page.get_by_text("baseline")).to_be_visible(timeout=60_000)
+    for panel in ("Hide banner", "Close", "Toggle sidebar"):
+        button = page.get_by_role("button", name=panel, exact=True)
+        if button.is_visible():
+            button.click()
+    page.wait_for_timeout(3000)  # until the columns have their places
 
 
 if __name__ == "__main__":
