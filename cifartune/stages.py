@@ -168,8 +168,7 @@ class Search:
     def _open(self) -> None:
         """The study, the images, and who is told of what happens."""
         run = self.run_folder
-        is_new = not run.has_trials()
-        self._warm_start = load_warm_start(self.space, run.runs) if is_new else []
+        self._warm_start = [] if run.has_trials() else load_warm_start(self.space, run.runs)
         self._study = TrialStudy(
             self.space, url=run.study_url, name=run.study_name, warm_start=self._warm_start
         )

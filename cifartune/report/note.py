@@ -12,13 +12,13 @@ from cifartune.tracking.model import ALIAS, registered_name
 
 
 def running_note(space: SearchSpace, run: RunFolder) -> str:
-    """What a search that runs is about: what is searched, where, and how to watch it."""
+    """What a search is about that has no outcome yet: what it varies, where, how to watch it."""
     rows = "\n".join(f"| `{name}` | {_domain(p)} |" for name, p in space.parameters.items())
     scheduler = space.scheduler.name
     stopped = "" if scheduler == "none" else f"; {scheduler} stops the weaker ones"
     return f"""\
-**Running**: {space.search.num_trials} trials of up to {space.max_epochs} epochs{stopped}. The best
-by `{space.target.metric}` and the baseline are then refit on {space.refit.folds} folds.
+**Not finished**: {space.search.num_trials} trials of up to {space.max_epochs} epochs{stopped}.
+The best by `{space.target.metric}` and the baseline are then refit on {space.refit.folds} folds.
 
 | searched | |
 |---|---|
