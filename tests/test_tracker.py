@@ -36,6 +36,7 @@ from cifartune.tracking import (
     end_abandoned,
     outcome_of,
     send_rest,
+    system,
 )
 from cifartune.tracking import tracker as tracker_module
 from cifartune.tracking.outbox import Event, Outbox
@@ -155,6 +156,27 @@ def test_a_search_is_a_tree_of_runs(run: RunFolder, study: TrialStudy) -> None:
     # Of the numbers, those that say how it was computed.
     expected = {"kind": "fold", "fold": "1", "weights_sha256": "abc", "threads": "2"}
     assert known == {**expected, "params": None}
+
+
+def test_how_busy_the_machine_is(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until the end of each process that is at the search, and on from there in the next."""
+    monkeypatch.setattr(system, "SECONDS", 0.05)
+    client, name = mlflow.MlflowClient(default_uri(run.runs)), "system/cpu_utilization_percentage"
+    counts = []
+    for _ in range(2):
+        tracker = tracker_of(run)
+        before = tracker._told.steps["search"]
+        while tracker._told.steps["search"] < before + 3:
+            time.sleep(0.01)
+        tracker.close()
+        assert json.loads(run.tracking.read_text().splitlines()[-1])["do"] == "end"
+        history = client.get_metric_history(logged(run)["toy"].info.run_id, name)
+        assert [point.step for point in history] == [*range(1, len(history) + 1)]
+        assert all(0 <= point.value <= 100 for point in history)
+        counts.append(len(history))
+    assert 3 <= counts[0] <= counts[1] - 3
+    metrics = logged(run)["toy"].data.metrics
+    assert {"system/system_memory_usage_megabytes", name} <= metrics.keys()
 
 
 def test_every_epoch_is_a_step(run: RunFolder, study: TrialStudy) -> None:
