@@ -1,5 +1,6 @@
 """MLflow's pages for a search: where they are, or a server of one's own that shows them."""
 
+import errno
 import ipaddress
 import os
 import signal
@@ -103,8 +104,9 @@ def free_port(host: str, port: int | None) -> int:
         except socket.gaierror as error:
             raise UserError(f"--host {host}: {error.strerror}") from None
         except OSError as error:
-            if port or error.errno == 99:  # EADDRNOTAVAIL: no address of this machine
-                option = f"--port {port}" if port and error.errno != 99 else f"--host {host}"
+            is_elsewhere = error.errno == errno.EADDRNOTAVAIL
+            if port or is_elsewhere:
+                option = f"--host {host}" if is_elsewhere else f"--port {port}"
                 raise UserError(
                     f"{option}: cannot listen there: {os.strerror(error.errno or 0)}; "
                     "leave the option out, and one that is free is taken"

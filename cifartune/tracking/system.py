@@ -18,8 +18,7 @@ class SystemMetrics:
     nvidia-ml-py is installed.
 
     Args:
-        tell: Called with each sample, metrics by name. Where it raises `OSError`, the disk is full,
-            and that sample is left out.
+        tell: Called with each sample, metrics by name.
     """
 
     def __init__(self, tell: Callable[[dict[str, float]], Any]) -> None:
@@ -37,8 +36,8 @@ class SystemMetrics:
         psutil.cpu_percent()  # from now on, for this thread
         monitors = None
         while not self._over.wait(SECONDS):
-            monitors = _monitors() if monitors is None else monitors
-            with suppress(OSError):
+            with suppress(Exception):  # a full disk, a GPU that is lost: no reason to say more
+                monitors = _monitors() if monitors is None else monitors
                 self._tell(_sample(monitors))
 
 
