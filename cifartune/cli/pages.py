@@ -14,7 +14,7 @@ def ui(
     ] = None,
     runs: RunsOption = Path("runs"),
     host: Annotated[
-        str, typer.Option(help="The address to listen on. Others than this machine's: see --help.")
+        str, typer.Option(help="The address to listen on; others than this let others in.")
     ] = "127.0.0.1",
     port: Annotated[
         int | None,
@@ -28,9 +28,11 @@ def ui(
 ) -> None:
     """Open MLflow on a search: its trials side by side. Ctrl-C ends it.
 
-    MLflow has no password: whoever reaches the port can read, change and delete all runs. From
-    another machine, let ssh carry it: ssh -L 5000:127.0.0.1:5000 THIS-MACHINE. How to run a server
-    with passwords for several people is in docs/MLFLOW.md.
+    MLflow has no password: who reaches the port can change and delete all runs.
+
+    From another machine: ssh -L 5000:127.0.0.1:5000 THIS-MACHINE
+
+    A server with passwords, for several people: docs/MLFLOW.md
     """
     import signal
     import webbrowser
