@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 
+from cifartune.commit import is_code_known
 from cifartune.data import load_train
 from cifartune.data.splits import splits_of
 from cifartune.errors import Interrupted, UserError, first_line
@@ -111,11 +112,6 @@ def differences(original: Original) -> list[str]:
         for name in {**then, **now}
         if then.get(name) != now.get(name)
     ]
-
-
-def is_code_known(commit: str) -> bool:
-    """Whether a commit says which code ran: not where files were changed, or there is no commit."""
-    return commit != "unknown" and not commit.endswith("-dirty")
 
 
 def reproduce(

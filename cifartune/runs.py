@@ -42,6 +42,8 @@ class RunFolder:
         self.evaluation = self.path / "evaluation.json"
         self.mistakes = self.path / "mistakes"
         self.program = self.path / "model.pt2"
+        self.model_card = self.path / "model_card.md"
+        self.example = self.path / "example.png"
         self.trials_csv = self.path / "trials.csv"
         self.plan = self.path / "plan.json"
         self.result = self.path / "result.json"
@@ -251,6 +253,11 @@ class RunFolder:
     def sync_command(self) -> str:
         """What the user types to send to MLflow what is left."""
         return self._command("sync")
+
+    @property
+    def ui_command(self) -> str:
+        """What the user types to see the search's trials in MLflow."""
+        return self._command("ui")
 
     def _command(self, verb: str) -> str:
         runs = self.runs if self.runs != Path("runs") else None

@@ -16,12 +16,14 @@ from cifartune.config import SearchSpace
 from cifartune.data import load_train
 from cifartune.data.splits import Splits, splits_of
 from cifartune.data.test_set import why_not
+from cifartune.data.used import used_images
 from cifartune.errors import Interrupted, UserError
 from cifartune.files import leftovers, write_atomically
 from cifartune.interrupt import ctrl_c
 from cifartune.logs import log_to
 from cifartune.passwords import without_password
 from cifartune.programs import program
+from cifartune.report.note import outcome_note, running_note
 from cifartune.report.terminal import Progress
 from cifartune.runs import RunFolder
 from cifartune.tracking import MlflowTracker, end_abandoned, outcome_of
@@ -166,8 +168,7 @@ class Search:
     def _open(self) -> None:
         """The study, the images, and who is told of what happens."""
         run = self.run_folder
-        is_new = not run.has_trials()
-        self._warm_start = load_warm_start(self.space, run.runs) if is_new else []
+        self._warm_start = [] if run.has_trials() else load_warm_start(self.space, run.runs)
         self._study = TrialStudy(
             self.space, url=run.study_url, name=run.study_name, warm_start=self._warm_start
         )
@@ -229,6 +230,8 @@ class Search:
             )
             with pool:
                 self._splits = self._make_splits()
+                self._tracker.uses(used_images(self._data_root, self._train, self._splits))
+                self._tracker.describe(running_note(space, run))
                 if not run.plan.exists():
                     self._look_ahead(pool, packing)
                 pool.patience = patience(space, run.plan)
@@ -348,6 +351,7 @@ class Search:
         from cifartune.final_models import FinalModel, export_program
         from cifartune.report.frames import trials_frame
         from cifartune.report.mistakes import write_mistakes
+        from cifartune.report.model_card import write_model_card
         from cifartune.report.outcome import outcome, to_json
 
         run, winner = self.run_folder, candidates[0]
@@ -364,6 +368,8 @@ class Search:
             mlflow={"uri": without_password(self._uri), "run_id": self._tracker.run_id},
         )
         write_atomically(run.trials_csv, trials_frame(self._study).to_csv(index=False))
+        write_model_card(run, result, self._train.images[self._splits.train[0]])
+        self._tracker.describe(outcome_note(result, run))
         write_atomically(run.result, to_json(result))
         self._tracker.search_ended(*outcome_of(run))
         return result
@@ -383,12 +389,8 @@ class Search:
                 f"\n[red]MLflow has not got {self._tracker.unsent} events[/] "
                 f"({self._tracker.trouble}); send them with: {self.run_folder.sync_command}"
             )
-        uri = without_password(self._uri)
         self.console.print("\n[bold]Look further[/]")
-        server = uri.startswith("http")
-        self._point_out(
-            "MLflow", uri if server else f"{program('mlflow')} ui --backend-store-uri {uri}"
-        )
+        self._point_out("MLflow", self.run_folder.ui_command)
         self._point_out("outcome", str(self.run_folder.result))
         self._point_out("every trial", str(self.run_folder.trials_csv))
         self._point_out("mistakes", str(self.run_folder.mistakes))

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from playwright.sync_api import BrowserContext, sync_playwright
+from playwright.sync_api import BrowserContext, ConsoleMessage, sync_playwright
 
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""
@@ -45,6 +45,11 @@ def browser(*, is_offline: bool = False) -> Iterator[BrowserContext]:
 def errors_of(context: BrowserContext) -> list[str]:
     """A list into which all that pages complain of is put from now on."""
     told: list[str] = []
-    context.on("console", lambda line: line.type == "error" and told.append(line.text))
+
+    def listen(line: ConsoleMessage) -> None:
+        if line.type == "error":
+            told.append(line.text)
+
+    context.on("console", listen)
     context.on("weberror", lambda error: told.append(str(error.error)))
     return told

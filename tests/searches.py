@@ -1,6 +1,7 @@
 """Running the real command in tests."""
 
 import os
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -39,3 +40,12 @@ def started(
         start_new_session=True,
         env={**os.environ, "COLUMNS": "80", "PYTHONUNBUFFERED": "1", **environment},
     )
+
+
+def logged_states(store: Path) -> list[tuple[str, str]]:
+    """The key of each run of a SQLite store of MLflow's, such as trial-3, and its status."""
+    with sqlite3.connect(store) as database:
+        found: list[tuple[str, str]] = database.execute(
+            "SELECT value, status FROM runs JOIN tags USING (run_uuid) WHERE key = 'cifartune.key'"
+        ).fetchall()
+    return found

@@ -2,13 +2,12 @@
 
 import json
 import shutil
-import sqlite3
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from searches import cifartune
+from searches import cifartune, logged_states
 
 from cifartune.data import load_train
 from cifartune.data.looks import looks
@@ -66,9 +65,8 @@ def test_a_search_that_is_not_finished_is_not_evaluated(
 
 
 def test_a_refused_look_leaves_mlflow_as_it_was(smoke_run: Path) -> None:
-    with sqlite3.connect(smoke_run.parent / "mlflow.db") as store:
-        names = dict(store.execute("SELECT name, status FROM runs").fetchall())
-    assert names[smoke_run.name] == "FINISHED"
+    names = dict(logged_states(smoke_run.parent / "mlflow.db"))
+    assert names["search"] == "FINISHED"
 
 
 def test_a_smoke_run_looks_at_no_test_image_and_counts_nothing(

@@ -119,7 +119,7 @@ CHANGES: list[tuple[Callable[[RunFolder], object], str]] = [
     (lambda run: rename_refit(run, ""), "MLflow: refit-{winner}: is missing"),
     (lambda run: rename_refit(run, "-fold-1"), "MLflow: refit-{winner}-fold-1: is missing"),
     (
-        lambda run: sql(run, "UPDATE runs SET status = 'KILLED' WHERE name LIKE '%-fold-0'"),
+        lambda run: sql(run, "UPDATE runs SET status = 'KILLED' WHERE name = 'fold 0'"),
         "MLflow: refit-{winner}-fold-0: is KILLED, and the search is finished",
     ),
     (
@@ -143,15 +143,15 @@ CHANGES: list[tuple[Callable[[RunFolder], object], str]] = [
         "trial 0: has values of the epochs",
     ),
     (
-        lambda run: sql(run, "UPDATE runs SET status = 'RUNNING' WHERE name = 'trial-0'"),
+        lambda run: sql(run, "UPDATE runs SET status = 'RUNNING' WHERE name LIKE 'trial 00 %'"),
         "trial-0: is RUNNING, and no process is at it",
     ),
     (
-        lambda run: sql(run, "UPDATE runs SET status = 'FAILED' WHERE name = 'trial-0'"),
+        lambda run: sql(run, "UPDATE runs SET status = 'FAILED' WHERE name LIKE 'trial 00 %'"),
         "trial-0: is FAILED, and the trial is COMPLETE",
     ),
     (
-        lambda run: sql(run, "UPDATE runs SET status = 'KILLED' WHERE name LIKE 'refit-_'"),
+        lambda run: sql(run, "UPDATE runs SET status = 'KILLED' WHERE name LIKE 'refit of %'"),
         "is KILLED, and the search is finished",
     ),
     (
@@ -172,7 +172,7 @@ CHANGES: list[tuple[Callable[[RunFolder], object], str]] = [
         lambda run: sql(
             run,
             "UPDATE metrics SET value = 2 WHERE key = 'val_accuracy' AND step = 1 AND run_uuid = "
-            "(SELECT run_uuid FROM runs WHERE name = 'trial-0')",
+            "(SELECT run_uuid FROM runs WHERE name LIKE 'trial 00 %')",
         ),
         "MLflow: trial-0: has 2.0 at epoch 1, and the study",
     ),
@@ -180,7 +180,7 @@ CHANGES: list[tuple[Callable[[RunFolder], object], str]] = [
         lambda run: sql(
             run,
             "DELETE FROM metrics WHERE key = 'val_accuracy' AND step = 1 AND run_uuid = "
-            "(SELECT run_uuid FROM runs WHERE name = 'trial-0')",
+            "(SELECT run_uuid FROM runs WHERE name LIKE 'trial 00 %')",
         ),
         "MLflow: trial-0: lacks the epochs [1]",
     ),

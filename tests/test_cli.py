@@ -16,7 +16,7 @@ import pandas as pd
 import psutil
 import pytest
 import yaml
-from searches import QUICK, cifartune, started
+from searches import QUICK, cifartune, logged_states, started
 
 from cifartune import cli
 from cifartune.config import SearchSpace, load_space
@@ -211,25 +211,25 @@ def test_a_smoke_search_from_end_to_end(smoke_run: Path) -> None:
     assert trials["optimizer.lr"].nunique() == 2
 
     printed = (smoke_run / "output.txt").read_text()
-    for told in ("Ray dashboard", "Leaderboard", "Winner", "5 % interval", "Time", "mlflow ui"):
+    for told in ("Ray dashboard", "Leaderboard", "Winner", "5 % interval", "Time", "cifartune ui"):
         assert told in printed
     table = printed[printed.index("Leaderboard") : printed.index("Look further")]
     assert max(map(len, table.splitlines())) <= 80
 
 
 def test_the_smoke_search_in_mlflow(smoke_run: Path) -> None:
-    with sqlite3.connect(smoke_run.parent / "mlflow.db") as store:
-        states = dict(store.execute("SELECT name, status FROM runs").fetchall())
+    states = dict(logged_states(smoke_run.parent / "mlflow.db"))
     # The second trial may have been stopped early.
     assert {state for name, state in states.items() if name != "trial-1"} == {"FINISHED"}
-    assert {smoke_run.name, "trial-0", "trial-1"} < set(states)
+    assert {"search", "trial-0", "trial-1"} < set(states)
     refits = [name for name in states if re.fullmatch(r"refit-\d+", name)]
     assert sum(name.endswith(("fold-0", "fold-1")) for name in states) == 2 * len(refits)
     assert sum(name.endswith("all-images") for name in states) == 1
     with sqlite3.connect(smoke_run.parent / "mlflow.db") as store:
         tags = dict(
             store.execute(
-                "SELECT key, value FROM tags JOIN runs USING (run_uuid) WHERE name = 'trial-0'"
+                "SELECT tags.key, tags.value FROM tags JOIN tags AS keys USING (run_uuid) "
+                "WHERE keys.key = 'cifartune.key' AND keys.value = 'trial-0'"
             ).fetchall()
         )
     # How it was computed, for who wants to compute it so again.
@@ -264,8 +264,7 @@ def test_ctrl_c_keeps_everything_and_resume_goes_on(tmp_path: Path, data_root: P
     for (number, _, values), (_, _, kept) in zip(before, after, strict=False):
         assert dict(kept).items() >= dict(values).items(), f"trial {number} was not kept"
     refused(cifartune("resume", "small", cwd=tmp_path), "small is finished")
-    with sqlite3.connect(tmp_path / "runs" / "mlflow.db") as store:
-        runs = store.execute("SELECT name, status FROM runs").fetchall()
+    runs = logged_states(tmp_path / "runs" / "mlflow.db")
     assert len(runs) == len(dict(runs)) == 1 + 3 + 1 + 2
     assert {status for _, status in runs} == {"FINISHED"}
 
@@ -380,7 +379,7 @@ def test_a_finished_search_is_extended(smoke_run: Path, tmp_path: Path, data_roo
     assert len({look["trial"] for look in looks}) == len(looks) <= 2
     with sqlite3.connect(tmp_path / "runs" / "mlflow.db") as store:
         runs = store.execute(
-            "SELECT status FROM runs WHERE lifecycle_stage = 'active' AND name LIKE 'trial-%'"
+            "SELECT status FROM runs WHERE lifecycle_stage = 'active' AND name LIKE 'trial %'"
         ).fetchall()
     assert len(runs) == 3 and set(runs) <= {("FINISHED",), ("KILLED",)}
 

@@ -3,12 +3,11 @@
 import os
 import re
 import signal
-import sqlite3
 from pathlib import Path
 
 import psutil
 import pytest
-from searches import cifartune, started
+from searches import cifartune, logged_states, started
 
 from cifartune.runs import RunFolder
 from cifartune.tuning.recorded import recorded_trials
@@ -109,8 +108,7 @@ def test_a_fault_costs_no_more_than_a_trial(fault: str, tmp_path: Path, data_roo
         assert told in run.log.read_text()
         assert states == ["COMPLETE"] * 3
         assert [len(trial.intermediate_values) for trial in trials] == [6, 6, 6]
-    with sqlite3.connect(tmp_path / "runs" / "mlflow.db") as store:
-        runs = store.execute("SELECT name, status FROM runs").fetchall()
+    runs = logged_states(tmp_path / "runs" / "mlflow.db")
     statuses = dict(runs)
     refits = [name for name in statuses if re.fullmatch(r"refit-\d+", name)]
     assert 1 <= len(refits) <= 2  # of the best, and of the baseline if that is another

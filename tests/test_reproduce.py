@@ -15,6 +15,7 @@ import pytest
 import torch
 from searches import cifartune
 
+from cifartune import commit as commit_module
 from cifartune import reproduce as reproduce_module
 from cifartune.config import Recipe, SearchSpace
 from cifartune.data import load_train
@@ -481,19 +482,21 @@ def test_the_commit_is_that_of_the_source_alone(
         return result.stdout.strip()
 
     source = tmp_path / "source.py"
-    monkeypatch.setattr(jobs, "__file__", str(source))
+    monkeypatch.setattr(commit_module, "__file__", str(source))
     source.touch()
-    assert jobs._commit() == "unknown"  # no checkout
+    assert commit_module.commit_of_source() == "unknown"  # no checkout
     git("init")
     git("commit", "--allow-empty", "-m", "of something else")
-    assert jobs._commit() == "unknown"  # a checkout, in which the source lies by chance
+    assert (
+        commit_module.commit_of_source() == "unknown"
+    )  # a checkout, in which the source lies by chance
     git("add", source.name)
     git("commit", "-m", "of the source")
-    assert jobs._commit() == git("rev-parse", "HEAD")
+    assert commit_module.commit_of_source() == git("rev-parse", "HEAD")
     source.write_text("changed")
-    assert jobs._commit() == git("rev-parse", "HEAD") + "-dirty"
+    assert commit_module.commit_of_source() == git("rev-parse", "HEAD") + "-dirty"
     monkeypatch.setenv("PATH", "")
-    assert jobs._commit() == "unknown"
+    assert commit_module.commit_of_source() == "unknown"
 
 
 def test_the_command_says_whether_it_came_out_the_same(world: World, data_root: Path) -> None:

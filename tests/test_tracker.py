@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import sqlite3
@@ -35,11 +36,12 @@ from cifartune.tracking import (
     end_abandoned,
     outcome_of,
     send_rest,
+    system,
 )
 from cifartune.tracking import tracker as tracker_module
 from cifartune.tracking.outbox import Event, Outbox
 from cifartune.tracking.refused import Refused, count_refused
-from cifartune.tracking.store import MlflowStore
+from cifartune.tracking.store import KEY, MlflowStore
 from cifartune.training import SplitImages, Trainer
 from cifartune.training.classifier import save_classifier
 from cifartune.tuning.study import TrialStudy, sqlite_url
@@ -75,14 +77,19 @@ def tracker_of(run: RunFolder) -> MlflowTracker:
 
 
 def logged(run: RunFolder) -> dict[str, Run]:
-    """The store's runs by name; none may be there twice."""
+    """The store's runs by our keys, a search's by its name; none may be there twice."""
     client = mlflow.MlflowClient(default_uri(run.path.parent))
     experiment = client.get_experiment_by_name("cifartune")
     assert experiment
     runs = client.search_runs([experiment.experiment_id])
-    by_name = {found.info.run_name: found for found in runs}
+    by_name = {name_of(found): found for found in runs}
     assert len(by_name) == len(runs)
     return by_name
+
+
+def name_of(found: Run) -> str:
+    key = found.data.tags[KEY]
+    return str(found.info.run_name if key == "search" else key)
 
 
 def parent_of(found: dict[str, Run], name: str) -> str:
@@ -133,8 +140,15 @@ def test_a_search_is_a_tree_of_runs(run: RunFolder, study: TrialStudy) -> None:
     states = [found[f"trial-{n}"].data.tags["cifartune.state"] for n in range(4)]
     assert states == ["COMPLETE", "PRUNED", "PRUNED", "FAIL"]
     assert found["trial-2"].data.tags["cifartune.failure"] == "non_finite_loss"
-    parameters = {name: str(value) for name, value in recipe.flat().items()}
-    assert found["trial-0"].data.params == parameters
+    assert found["trial-0"].data.params == {"optimizer.lr": f"{recipe.optimizer.lr:.5g}"}
+    shared = found["toy"].data.params
+    assert shared.keys() == recipe.flat().keys() - {"optimizer.lr", "seed"}
+    assert shared["model.name"] == "speednet_small"
+    assert Recipe.model_validate_json(found["trial-0"].data.tags["cifartune.recipe"]) == recipe
+    names = {key: str(one.info.run_name) for key, one in found.items()}
+    assert names["trial-0"] == "trial 00 · baseline"
+    assert re.fullmatch(r"trial 01 · lr \d\.\d+", names["trial-1"])
+    assert names["refit-0-fold-1"] == "fold 1" and names["refit-0"] == "refit of trial 0"
     assert found["refit-0"].data.metrics["cv_accuracy"] == 0.75
     assert found["refit-0-fold-0"].data.metrics["held_out_accuracy"] == 0.75
     tags = found["refit-0-fold-1"].data.tags
@@ -142,6 +156,27 @@ def test_a_search_is_a_tree_of_runs(run: RunFolder, study: TrialStudy) -> None:
     # Of the numbers, those that say how it was computed.
     expected = {"kind": "fold", "fold": "1", "weights_sha256": "abc", "threads": "2"}
     assert known == {**expected, "params": None}
+
+
+def test_how_busy_the_machine_is(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until the end of each process that is at the search, and on from there in the next."""
+    monkeypatch.setattr(system, "SECONDS", 0.05)
+    client, name = mlflow.MlflowClient(default_uri(run.runs)), "system/cpu_utilization_percentage"
+    counts = []
+    for _ in range(2):
+        tracker = tracker_of(run)
+        before = tracker._told.steps["search"]
+        while tracker._told.steps["search"] < before + 3:
+            time.sleep(0.01)
+        tracker.close()
+        assert json.loads(run.tracking.read_text().splitlines()[-1])["do"] == "end"
+        history = client.get_metric_history(logged(run)["toy"].info.run_id, name)
+        assert [point.step for point in history] == [*range(1, len(history) + 1)]
+        assert all(0 <= point.value <= 100 for point in history)
+        counts.append(len(history))
+    assert 3 <= counts[0] <= counts[1] - 3
+    metrics = logged(run)["toy"].data.metrics
+    assert {"system/system_memory_usage_megabytes", name} <= metrics.keys()
 
 
 def test_every_epoch_is_a_step(run: RunFolder, study: TrialStudy) -> None:
@@ -448,7 +483,7 @@ def test_a_server_may_be_killed_and_started_again(
         client = mlflow.MlflowClient(uri)
         experiment = client.get_experiment_by_name("cifartune")
         assert experiment
-        found = {one.info.run_name: one for one in client.search_runs([experiment.experiment_id])}
+        found = {name_of(one): one for one in client.search_runs([experiment.experiment_id])}
         states = {name: one.info.status for name, one in found.items()}
         assert states == {"toy": "FINISHED", "trial-0": "FINISHED", "trial-1": "KILLED"}
         for name in ("trial-0", "trial-1"):

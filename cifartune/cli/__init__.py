@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cifartune.cli import answers, using
+from cifartune.cli import answers, pages, using
 from cifartune.cli.machine import cluster_app, data_app
 from cifartune.cli.options import (
     LOCAL,
@@ -39,6 +39,7 @@ for command in (
     answers.reproduce,
     using.predict,
     using.export,
+    pages.ui,
 ):
     app.command()(command)
 

@@ -1,5 +1,6 @@
 """The search space: a baseline recipe, what may vary around it, and how to search."""
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
@@ -215,6 +216,15 @@ class SearchSpace(Section):
         most = max(self.base.epochs, epochs.largest() if epochs else 0)
         end = 0 if "stopping.epoch" in self.parameters else self.base.stopping.epoch
         return min(most, end or most)
+
+    @property
+    def rungs(self) -> list[int]:
+        """The epochs after which trials may be stopped; none where no rung is fixed beforehand."""
+        found, rung = list[int](), float(self.scheduler.grace_period)
+        while self.scheduler.name in ("asha", "hyperband") and rung < self.max_epochs:
+            found.append(math.ceil(rung))
+            rung *= self.scheduler.reduction_factor
+        return found
 
     def ordered_parameters(self) -> dict[str, Range | Choice]:
         """The parameters, each after those that its `when` names.

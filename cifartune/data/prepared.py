@@ -69,7 +69,7 @@ def load_train(root: str | Path | None = None) -> LabelledImages:
 def load_split(root: str | Path | None, split: Split) -> LabelledImages:
     """Open one split; see `load_train` and `cifartune.data.test_set.look_at_test`."""
     folder = resolve_root(root)
-    _read_marker(folder)
+    read_marker(folder)
     return LabelledImages(
         images=_open(folder / f"{split}_images.npy"),
         labels=_open(folder / f"{split}_labels.npy"),
@@ -89,7 +89,7 @@ def file_shapes() -> dict[str, tuple[int, ...]]:
 def is_prepared(folder: Path) -> bool:
     """Whether all four files are there in full, by marker and size: costs no reading."""
     try:
-        _read_marker(folder)
+        read_marker(folder)
         return all(
             (folder / name).stat().st_size == _HEADER_BYTES + math.prod(shape)
             for name, shape in file_shapes().items()
@@ -105,7 +105,7 @@ def verify(root: str | Path | None = None) -> None:
         UserError: names the file that is missing or broken and says how to replace it.
     """
     folder = resolve_root(root)
-    digests = _read_marker(folder)["sha1"]
+    digests = read_marker(folder)["sha1"]
     for split, batches in SPLITS.items():
         data = load_split(folder, split)
         for part in ("images", "labels"):
@@ -128,7 +128,7 @@ def info(root: str | Path | None = None) -> Info:
     folder = resolve_root(root)
     if not is_prepared(folder):
         raise UserError(f"CIFAR-10 is not complete in {folder}: {_FETCH}")
-    marker = _read_marker(folder)
+    marker = read_marker(folder)
     counts = np.bincount(load_train(folder).labels, minlength=len(CLASSES))
     return Info(
         path=folder,
@@ -158,7 +158,12 @@ def _open(path: Path) -> Bytes:
     return np.asarray(array)
 
 
-def _read_marker(folder: Path) -> dict[str, Any]:
+def read_marker(folder: Path) -> dict[str, Any]:
+    """What is said of the prepared arrays: `source`, `fetched`, and `sha1` of the files.
+
+    Raises:
+        UserError: Nothing is prepared there.
+    """
     try:
         marker = json.loads((folder / MARKER).read_text(encoding="utf-8"))
         if {"source", "fetched", "sha1"} <= marker.keys():

@@ -241,14 +241,9 @@ def _reaching(
 ) -> dict[int, float]:
     """Trials that reach the first epoch, the rungs and the last, on average."""
     last, scheduler = space.max_epochs, space.scheduler
-    milestones = {1, last}
-    if scheduler.name in ("asha", "hyperband"):
-        rung = float(scheduler.grace_period)
-        while rung < last:
-            # A trial is stopped at a rung: those that go on train the epoch after it.
-            milestones.add(int(rung) + 1)
-            rung *= scheduler.reduction_factor
-    elif scheduler.name == "median":
+    # A trial is stopped at a rung: those that go on train the epoch after it.
+    milestones = {1, last, *(rung + 1 for rung in space.rungs)}
+    if scheduler.name == "median":
         milestones |= {min(last, scheduler.grace_period + 1), -(-last // 2)}
     trials = space.search.num_trials
     return {

@@ -1,6 +1,7 @@
 """What MLflow gets of a finished search: its headline numbers, its files and its model."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 from cifartune.runs import RunFolder
@@ -26,8 +27,17 @@ def outcome_of(run: RunFolder) -> tuple[dict[str, float], list[Path], Path]:
         "seconds": result["seconds"]["total"],
     }
     known = {name: value for name, value in metrics.items() if value is not None}
-    files = [run.trials_csv, run.result, run.plan, *sorted(run.mistakes.glob("*.*"))]
+    files = [run.trials_csv, run.result, run.plan, run.model_card]
+    files += sorted(run.mistakes.glob("*.*"))
     return known, [file for file in files if file.exists()], run.program
+
+
+def file_events(run: RunFolder, files: list[Path]) -> Iterator[Event]:
+    """The events, but for their time, that log files of a run, in the folders that they lie in."""
+    for file in files:
+        folder = "" if file.parent == run.path else file.parent.name
+        about = {"folder": folder} if folder else {}
+        yield {"do": "file", "key": "search", "path": str(file), **about}
 
 
 def untold_outcome(run: RunFolder, told: Told) -> list[Event]:
@@ -44,7 +54,7 @@ def untold_outcome(run: RunFolder, told: Told) -> list[Event]:
     events: list[Event] = []
     if not told.knows("search", metrics, 0):
         events.append({"do": "log", "key": "search", "metrics": metrics, "step": 0})
-    events += ({"do": "file", "key": "search", "path": str(file)} for file in files)
+    events += file_events(run, files)
     if model.exists():
         events.append({"do": "model", "key": "search", "program": str(model)})
     return events

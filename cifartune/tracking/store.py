@@ -4,8 +4,6 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from hashlib import sha256
-from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -15,13 +13,18 @@ from filelock import FileLock
 from cifartune.errors import UserError, first_line
 from cifartune.passwords import hidden_in
 from cifartune.runs import RunFolder
+from cifartune.tracking.model import publish
 from cifartune.tracking.outbox import Event
+from cifartune.tracking.view import PREFIX
 from cifartune.tuning.disk import no_room
 
 if TYPE_CHECKING:  # a second to import
     from mlflow.entities import Run
 
 EXPERIMENT = "cifartune"
+
+KIND = {"mlflow.experimentKind": "custom_model_development"}
+"""The tag for which MLflow's pages show what is about training, and not about language models."""
 
 # No telemetry, no minutes of retries before an error is told, nothing over our own table.
 ENVIRONMENT = {
@@ -109,6 +112,7 @@ class LoggedSearch:
 
     Attributes:
         runs: MLflow's runs by our keys.
+        experiment_tags: Those of the experiment that they are in.
 
     Raises:
         UserError: The store cannot be read, by the constructor and by all methods.
@@ -120,6 +124,7 @@ class LoggedSearch:
 
         self.uri = uri
         self.runs: dict[str, Run] = {}
+        self.experiment_tags: dict[str, str] = {}
         with self._reading():
             if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
                 raise FileNotFoundError("there is no such file")
@@ -127,6 +132,7 @@ class LoggedSearch:
             if experiment := self._client.get_experiment_by_name(EXPERIMENT):
                 found = runs_of(self._client, experiment.experiment_id, search)
                 self.runs = {run.data.tags[KEY]: run for run in found}
+                self.experiment_tags = experiment.tags
 
     def curve(self, key: str, metric: str) -> dict[int, float]:
         """A metric of a run by epoch."""
@@ -198,7 +204,7 @@ class MlflowStore:
             else:
                 artifacts = self._run.path.parent / "mlflow-artifacts"
                 local = artifacts.as_uri() if self.uri.startswith("sqlite") else None
-                self._experiment = client.create_experiment(EXPERIMENT, local)
+                self._experiment = client.create_experiment(EXPERIMENT, local, KIND)
         for run in runs_of(client, self._experiment, self._run.id):
             self.ids[run.data.tags[KEY]] = run.info.run_id
         self._client = client
@@ -231,18 +237,18 @@ class MlflowStore:
         parent: str | None,
         tags: dict[str, str],
         params: dict[str, str],
+        name: str = "",
         is_past: bool = False,
     ) -> None:
         """A run begins, or goes on; or it did so in the past, and its state is known better."""
         from mlflow.entities import Param
 
         if key not in self.ids:
-            name = self._run.name if parent is None else key
-            all_tags = {f"cifartune.{tag}": value for tag, value in tags.items()}
+            all_tags = {_tag_name(tag): value for tag, value in tags.items()}
             all_tags |= {"cifartune.search": self._run.id, KEY: key}
             if parent:
                 all_tags["mlflow.parentRunId"] = self.ids[parent]
-            run = self._client.create_run(self._experiment, time, all_tags, name)
+            run = self._client.create_run(self._experiment, time, all_tags, name or key)
             self.ids[key] = run.info.run_id
         elif not is_past:
             self._client.update_run(self.ids[key], status="RUNNING")
@@ -259,48 +265,38 @@ class MlflowStore:
     def _tag(self, time: int, key: str, tags: dict[str, str]) -> None:
         from mlflow.entities import RunTag
 
-        values = [RunTag(f"cifartune.{name}", value) for name, value in tags.items()]
+        values = [RunTag(_tag_name(name), value) for name, value in tags.items()]
         self._client.log_batch(self.ids[key], tags=values)
+
+    def _inputs(self, time: int, key: str, datasets: list[dict[str, str]]) -> None:
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        inputs = []
+        for told in datasets:
+            facts = dict(told)
+            context = InputTag("mlflow.data.context", facts.pop("context"))
+            inputs.append(DatasetInput(Dataset(**facts), [context]))
+        self._client.log_inputs(self.ids[key], inputs)
+
+    def _view(self, time: int, key: str, view: str) -> None:
+        """A view of the search's trials, for all who look at the experiment."""
+        self._client.set_experiment_tag(self._experiment, PREFIX + self._run.id, view)
 
     def _end(self, time: int, key: str, status: str, is_final: bool = False) -> None:
         self._client.set_terminated(self.ids[key], status, time)
 
-    def _file(self, time: int, key: str, path: str) -> None:
-        self._client.log_artifact(self.ids[key], path)
+    def _file(self, time: int, key: str, path: str, folder: str | None = None) -> None:
+        self._client.log_artifact(self.ids[key], path, folder)
 
     def _delete(self, time: int, key: str) -> None:
         if key in self.ids:
             self._client.delete_run(self.ids[key])
+        view = PREFIX + self._run.id
+        if view in self._client.get_experiment(self._experiment).tags:
+            self._client.delete_experiment_tag(self._experiment, view)
 
     def _model(self, time: int, key: str, program: str) -> None:
-        """Logs the exported ensemble as a model that needs PyTorch alone."""
-        import mlflow
-        import numpy as np
-        from mlflow.entities import LoggedModelStatus
-        from mlflow.models import ModelSignature
-        from mlflow.types import Schema, TensorSpec
-
-        digest = sha256(Path(program).read_bytes()).hexdigest()
-        outputs = self._client.get_run(self.ids[key]).outputs
-        for output in outputs.model_outputs if outputs else ():
-            model = self._client.get_logged_model(output.model_id)
-            if model.status == LoggedModelStatus.READY and model.tags.get("sha256") == digest:
-                return
-        mlflow.set_tracking_uri(self.uri)
-        signature = ModelSignature(
-            inputs=Schema([TensorSpec(np.dtype("uint8"), (-1, 32, 32, 3))]),
-            outputs=Schema([TensorSpec(np.dtype("float32"), (-1, 10))]),
-        )
-        with mlflow.start_run(run_id=self.ids[key]):
-            mlflow.pyfunc.log_model(
-                name="model",
-                python_model=str(Path(__file__).with_name("pyfunc_model.py")),
-                artifacts={"program": program},
-                signature=signature,
-                input_example=np.zeros((1, 32, 32, 3), np.uint8),
-                tags={"sha256": digest},
-                pip_requirements=[f"{name}=={version(name)}" for name in ("mlflow", "torch")],
-            )
+        publish(self._client, self.uri, self.ids[key], self._run, Path(program))
 
     def _lock(self) -> Path:
         """Lies beside a SQLite store, for all searches that share it."""
@@ -309,6 +305,11 @@ class MlflowStore:
         store = Path(self.uri.removeprefix("sqlite:///"))
         store.parent.mkdir(parents=True, exist_ok=True)
         return store.with_name(f".{store.name}.lock")
+
+
+def _tag_name(name: str) -> str:
+    """Ours begin with our name; what MLflow's pages know, with MLflow's."""
+    return name if name.startswith("mlflow.") else f"cifartune.{name}"
 
 
 def _set_environment() -> None:

@@ -1,5 +1,6 @@
 """A search in MLflow: a parent run, a child for each trial and refit, a grandchild a fold."""
 
+import getpass
 import http.client
 import logging
 import os
@@ -15,15 +16,21 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState
 
 from cifartune import __version__
+from cifartune.commit import commit_of_source, is_code_known
 from cifartune.config import Recipe
+from cifartune.config.load import load_space
 from cifartune.errors import UserError
 from cifartune.events import Observer
 from cifartune.passwords import without_login, without_password
 from cifartune.runs import RunFolder
+from cifartune.tracking.names import Names, part_name, refit_name
 from cifartune.tracking.outbox import Event, Outbox
+from cifartune.tracking.outcome import file_events
 from cifartune.tracking.refused import Refused
 from cifartune.tracking.store import MlflowStore, Trouble
+from cifartune.tracking.system import SystemMetrics
 from cifartune.tracking.told import Told
+from cifartune.tracking.view import view_of
 from cifartune.tuning.study import TrialStudy, attributes, is_feasible, last_metrics
 
 logger = logging.getLogger(__name__)
@@ -35,6 +42,9 @@ PAUSES = (1.0, 30.0)
 
 TRIES = 5
 """How often an event is sent that the store, which answers, cannot take."""
+
+MOST_LETTERS = 8000
+"""MLflow's limit for a description."""
 
 CLOSE_SECONDS = 20.0
 """How long a store that does not answer is tried for at the end of a search."""
@@ -91,6 +101,8 @@ class MlflowTracker(Observer):
     refuses holds up nothing: it is told in `failures`, and kept for `send_rest` to try again. The
     study holds everything all the same.
 
+    While it is open, it logs how busy the machine is, too.
+
     Args:
         uri: The tracking store. A SQLite file is made here, by one process at a time.
         run: The search's folder. The parent run is found again by its id.
@@ -99,21 +111,30 @@ class MlflowTracker(Observer):
 
     def __init__(self, uri: str, run: RunFolder, tags: dict[str, Any]) -> None:
         self.uri = uri
+        self._run = run
+        self._space = load_space(run.space_file)
+        self._names = Names(self._space)
+        self._datasets: list[dict[str, str]] = []
         self.failures: list[str] = []
         """What MLflow refused."""
         self.trouble = ""
         """Why nothing can be sent at present; empty where it can."""
+        self._putting = threading.RLock()
         self._outbox = Outbox(run.tracking)
         self._refused = Refused(run.refused)
         self._told = Told(self._outbox.history())
         self._store = MlflowStore(uri, run)
         self._closing = threading.Event()
         self._tried = threading.Event()  # whether the store was asked for the first time
+        self._source = _source()
         facts = {"kind": "search", "folder": run.path, "version": __version__}
-        self._put("start", "search", parent=None, tags=_texts(facts | tags), params={})
+        self._start("search", None, run.name, facts | tags, self._names.shared())
         self._put("file", "search", path=str(run.space_file))
+        view = view_of(self._space, run.id, run.name, int(time.time() * 1000))
+        self._put("view", "search", view=view)
         self._thread = threading.Thread(target=self._send, name="mlflow", daemon=True)
         self._thread.start()
+        self._system = SystemMetrics(self._tell_system)
 
     def check(self) -> None:
         """Waits until the store is open.
@@ -168,8 +189,18 @@ class MlflowTracker(Observer):
             if trial.state.is_finished() and key not in self._told.final:
                 self.trial_ended(trial)
 
+    def describe(self, text: str) -> None:
+        """Puts a description, in Markdown, on the search's run, in place of the one before."""
+        self._put("tag", "search", tags={"mlflow.note.content": text[:MOST_LETTERS]})
+
+    def uses(self, datasets: list[dict[str, str]]) -> None:
+        """Tells what the search and its trials are trained on; see `used_images`."""
+        self._datasets = datasets
+        self._put("inputs", "search", datasets=datasets)
+
     def close(self, status: str = "FINISHED") -> None:
         """Ends what is not ended yet with `status`, and waits until all is sent, or cannot be."""
+        self._system.stop()
         with suppress(OSError):  # the disk is full, which is why all ends
             for event in self._told.ends_of_open(status):
                 self._put(**event)
@@ -177,42 +208,52 @@ class MlflowTracker(Observer):
 
     def discard(self) -> None:
         """Ends the tracking of a search that never began, and deletes its run."""
+        self._system.stop()
         self._put("delete", "search")
         self._stop()
 
     def _stop(self) -> None:
+        self._system.stop()
         self._closing.set()
         self._outbox.close()
         self._thread.join()
 
     def trial_started(self, number: int, recipe: Recipe) -> None:
-        tags = {"kind": "trial", "trial": number, "state": "RUNNING", "recipe_id": recipe.id}
-        self._start(f"trial-{number}", "search", tags, recipe.flat())
+        tags = {"kind": "trial", "trial": number, "state": "RUNNING", **_identity(recipe)}
+        key, is_new = f"trial-{number}", f"trial-{number}" not in self._told.steps
+        name = self._names.trial(number, recipe)
+        self._start(key, "search", name, tags, self._names.own(recipe))
+        if is_new and self._datasets:
+            self._put("inputs", key, datasets=self._datasets)
 
     def epoch_ended(self, number: int, epoch: int, metrics: dict[str, float]) -> None:
-        self._log(f"trial-{number}", metrics, epoch)
+        self._log(f"trial-{number}", _of_epoch(metrics), epoch)
 
     def trial_ended(self, trial: FrozenTrial) -> None:
         key = f"trial-{trial.number}"
         if key not in self._told.steps:
             return  # over before it began
         feasible = is_feasible(trial)
-        tags = {"state": trial.state.name, "feasible": feasible, **_told_of(attributes(trial))}
+        known, epochs = attributes(trial), max(trial.intermediate_values, default=0)
+        tags = {"state": trial.state.name, "feasible": feasible, **_told_of(known)}
+        if rungs := self._space.rungs:
+            tags["rung"] = sum(epochs >= rung for rung in rungs)
         self._put("tag", key, tags=_texts(tags))
-        end = {k: v for k, v in attributes(trial).items() if k in ("params", "kept_epoch")}
+        end = {k: v for k, v in known.items() if k in ("params", "kept_epoch", "seconds")}
+        end["trained_epochs"] = epochs
         if trial.values:
             end["objective"] = trial.values[0]
         self._log(key, end)
         self._put("end", key, status=final_status(trial), is_final=True)
 
     def refit_started(self, number: int, recipe: Recipe) -> None:
-        tags = {"kind": "refit", "trial": number, "recipe_id": recipe.id}
-        self._start(f"refit-{number}", "search", tags, recipe.flat())
+        tags = {"kind": "refit", "trial": number, **_identity(recipe)}
+        self._start(f"refit-{number}", "search", refit_name(number), tags, self._names.own(recipe))
 
     def part_epoch_ended(
         self, number: int, part: str, epoch: int, metrics: dict[str, float]
     ) -> None:
-        self._log(self._part(number, part), metrics, epoch)
+        self._log(self._part(number, part), _of_epoch(metrics), epoch)
 
     def part_ended(
         self, number: int, part: str, accuracy: float | None, facts: dict[str, Any]
@@ -242,19 +283,31 @@ class MlflowTracker(Observer):
             words = part.split("-")
             kind = words[0] if words[0] == "fold" else part
             numbers = dict(zip(words[::2], words[1::2], strict=True)) if kind == "fold" else {}
-            self._start(key, f"refit-{number}", {"kind": kind, "trial": number, **numbers}, numbers)
+            tags = {"kind": kind, "trial": number, **numbers}
+            self._start(key, f"refit-{number}", part_name(part), tags, numbers)
         return key
 
     def search_ended(self, metrics: dict[str, float], files: list[Path], model: Path) -> None:
         self._log("search", metrics)
-        for file in files:
-            self._put("file", "search", path=str(file))
+        for event in file_events(self._run, files):
+            self._put(**event)
         self._put("model", "search", program=str(model))
 
+    def _tell_system(self, metrics: dict[str, float]) -> None:
+        with self._putting:
+            step = self._told.steps.get("search", 0) + 1
+            self._put("log", "search", metrics=metrics, step=step)
+
     def _start(
-        self, key: str, parent: str, tags: dict[str, Any], parameters: dict[str, Any]
+        self,
+        key: str,
+        parent: str | None,
+        name: str,
+        tags: dict[str, Any],
+        parameters: dict[str, Any],
     ) -> None:
-        self._put("start", key, parent=parent, tags=_texts(tags), params=_texts(parameters))
+        tags = _texts(self._source | tags)
+        self._put("start", key, parent=parent, tags=tags, params=_texts(parameters), name=name)
 
     def _log(self, key: str, metrics: dict[str, float], step: int = 0) -> None:
         """Metrics of an epoch or of the end, once: what is done again brings the same."""
@@ -263,9 +316,10 @@ class MlflowTracker(Observer):
             self._put("log", key, metrics=known, step=step)
 
     def _put(self, do: str, key: str, **about: Any) -> None:
-        event = {"time": int(time.time() * 1000), "do": do, "key": key, **about}
-        self._told.note(event)
-        self._outbox.put(event)
+        with self._putting:  # two threads do
+            event = {"time": int(time.time() * 1000), "do": do, "key": key, **about}
+            self._told.note(event)
+            self._outbox.put(event)
         if do == "end":  # what belongs to the run, and was not sent yet, too
             self._outbox.sync()
 
@@ -312,6 +366,25 @@ def final_status(trial: FrozenTrial) -> str:
     """MLflow's word for how a trial ended."""
     status = {TrialState.COMPLETE: "FINISHED", TrialState.PRUNED: "KILLED"}
     return status.get(trial.state, "FAILED") if is_feasible(trial) else "FAILED"
+
+
+def _source() -> dict[str, str]:
+    """Whose run it is, and of what code: in MLflow's words, which its pages show, and in ours."""
+    commit = commit_of_source()
+    known = {"mlflow.source.git.commit": commit} if is_code_known(commit) else {}
+    with suppress(OSError, KeyError, ImportError):  # a container may know no name
+        known["mlflow.user"] = getpass.getuser()
+    return {"mlflow.source.name": "cifartune", "commit": commit, **known}
+
+
+def _identity(recipe: Recipe) -> dict[str, str]:
+    """All of a recipe; what is `auto` in it is known when the run is over."""
+    return {"recipe_id": recipe.id, "recipe": recipe.model_dump_json()}
+
+
+def _of_epoch(metrics: dict[str, float]) -> dict[str, float]:
+    """An epoch's metrics as they are logged: `seconds` is the time of all a trial's epochs."""
+    return {"epoch_seconds" if k == "seconds" else k: v for k, v in metrics.items()}
 
 
 def _told_of(facts: dict[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,6 @@ import io
 import json
 import logging
 import platform
-import subprocess
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cifartune.commit import commit_of_source
 from cifartune.data import load_train
 from cifartune.data.splits import ALL_IMAGES, Splits
 from cifartune.errors import first_line
@@ -42,9 +42,6 @@ PLAIN_LOGITS = "logits_plain.npy"
 
 SNAPSHOTS = "snapshots"
 """The folder for weights and logits of the epochs before each restart of the rate."""
-
-GIT_SECONDS = 10.0
-"""How long git may take to name the commit."""
 
 
 def run_job(
@@ -189,32 +186,12 @@ def environment(device: torch.device) -> dict[str, str]:
     """Versions, commit and hardware: the last bits of a run's weights depend on them."""
     return {
         **versions(),
-        "commit": _commit(),
+        "commit": commit_of_source(),
         "system": f"{platform.system()} {platform.machine()}",
         "processor": processor(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else "none",
     }
-
-
-def _commit() -> str:
-    """The commit of this source, with -dirty where files differ from it; `unknown` elsewhere."""
-    here = Path(__file__)
-    git = ["git", "--no-optional-locks", "-C", str(here.parent)]
-    asks = [
-        ["ls-files", "--error-unmatch", here.name],  # an installed copy may lie in any checkout
-        ["describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
-    ]
-    try:
-        answers = [
-            subprocess.run(
-                [*git, *ask], check=True, capture_output=True, text=True, timeout=GIT_SECONDS
-            )
-            for ask in asks
-        ]
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
-    return answers[-1].stdout.strip()
 
 
 def give_back(device: torch.device) -> None:
