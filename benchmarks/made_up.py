@@ -1,4 +1,4 @@
-"""Finished searches that are made up, for what reads them: no training, and as many trials as wanted.
+"""Finished searches that are made up, for what reads them: no training, as many trials as wanted.
 
 Trials are drawn at random, and stopped as ASHA stops them. How good one is depends on its learning
 rate, weight decay and dropout; a few fail. Images, labels and formats are real.
@@ -75,7 +75,10 @@ def made_up_run(
         "verdicts": [{"level": 0.05, **verdict} for verdict in result["verdicts"]],
         "mlflow": {"uri": run.tracking_uri, "run_id": "0" * 32},
         "pareto_front": [
-            {"trial": t.number, **{o.metric: v for o, v in zip(space.targets, t.values, strict=True)}}
+            {
+                "trial": t.number,
+                **{o.metric: v for o, v in zip(space.targets, t.values, strict=True)},
+            }
             for t in (read.front if len(space.targets) > 1 else [])
         ],
         "candidates": [

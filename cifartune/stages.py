@@ -349,6 +349,7 @@ class Search:
         from cifartune.report.frames import trials_frame
         from cifartune.report.mistakes import write_mistakes
         from cifartune.report.outcome import outcome, to_json
+        from cifartune.report.report import write_last
 
         run, winner = self.run_folder, candidates[0]
         with self._clock.time("evaluate"):
@@ -365,6 +366,7 @@ class Search:
         )
         write_atomically(run.trials_csv, trials_frame(self._study).to_csv(index=False))
         write_atomically(run.result, to_json(result))
+        self._report = write_last(run, self._study)
         self._tracker.search_ended(*outcome_of(run))
         return result
 
@@ -389,6 +391,7 @@ class Search:
         self._point_out(
             "MLflow", uri if server else f"{program('mlflow')} ui --backend-store-uri {uri}"
         )
+        self._point_out("report", self._report)
         self._point_out("outcome", str(self.run_folder.result))
         self._point_out("every trial", str(self.run_folder.trials_csv))
         self._point_out("mistakes", str(self.run_folder.mistakes))

@@ -33,7 +33,7 @@ app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 app.add_typer(cluster_app, name="cluster")
-for command in (answers.evaluate, answers.compare, answers.reproduce):
+for command in (answers.evaluate, answers.compare, answers.reproduce, answers.report):
     app.command()(command)
 
 

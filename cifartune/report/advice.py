@@ -210,7 +210,8 @@ def _rungs(searched: Searched) -> Iterator[Advice]:
     if len(complete) < FEWEST_COMPLETE:
         yield Advice(
             f"{begin}, and only {len(complete)} came to their end: too few to say whether that "
-            "rung chooses well. A longer grace period is the safer choice in another search:",
+            "rung chooses well."
+            + (" A longer grace period is the safer choice in another search:" if longer else ""),
             longer,
         )
         return
@@ -223,7 +224,7 @@ def _rungs(searched: Searched) -> Iterator[Advice]:
         yield Advice(
             f"{begin}. Of the {len(complete)} that came to their end, the values at that rung say "
             f"little about the last ones (rank correlation {ranks:.2f}): good recipes may have "
-            "been stopped. In another search, begin to stop later:",
+            "been stopped." + (" In another search, begin to stop later:" if longer else ""),
             longer,
         )
 

@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from cifartune.report.document import Figure, Grid, Part, Picture, Section, Table, Text
+from cifartune.report.document import Figure, Folded, Grid, Part, Picture, Section, Table, Text
 from cifartune.report.figures import BLUE
 from cifartune.report.frames import curves_frame, points_frame, rungs, sizes_frame
 from cifartune.report.importance import FEWEST_TRIALS, PED_ANOVA, importance_frame
 from cifartune.report.searched import Searched
+from cifartune.report.tables import show
 
 if TYPE_CHECKING:  # takes half a second, and Markdown has no figures
     import plotly.graph_objects as go
@@ -142,7 +143,7 @@ def _importance(searched: Searched, epoch: int) -> list[Part]:
             "only some trials have. Intervals span 95 % of the estimates from random halves of the "
             "trials; the dashed line is the even share."
         ),
-        Table(["parameter", "method", "share", "95 % interval"], rows),
+        Folded("As a table", [Table(["parameter", "method", "share", "95 % interval"], rows)]),
     ]
 
 
@@ -165,8 +166,6 @@ def size_section(searched: Searched) -> Section | None:
         return size_chart(sizes, cost, searched.metric, searched.best)
 
     front = sizes[sizes["is_on_front"]].sort_values("cost")
-    from cifartune.report.tables import show
-
     rows = [
         [str(row.trial), f"{row.cost:,.0f}", show(searched.metric, row.value)]
         for row in front.itertuples()
@@ -183,8 +182,6 @@ def size_section(searched: Searched) -> Section | None:
 
 def front_section(searched: Searched) -> Section | None:
     """The Pareto front of a search with several objectives; None where it has one."""
-    from cifartune.report.tables import show
-
     result = searched.result
     if result is None or not result["pareto_front"]:
         return None
@@ -230,6 +227,7 @@ def mistakes_sections(searched: Searched) -> list[Section]:
 
         return confusion_chart(confusion)
 
+    headings = ["class", "images", "accuracy", "95 % interval", "precision"]
     counts = confusion.stack()
     errors = counts[[true != predicted for true, predicted in counts.index]]
     most = errors[errors > 0].sort_values(ascending=False, kind="stable").head(CONFUSIONS)
@@ -242,7 +240,7 @@ def mistakes_sections(searched: Searched) -> list[Section]:
                     "The winner's out-of-fold predictions: each image by a model that never saw it."
                 ),
                 Figure(draw_classes, "Accuracy of each class, with Wilson's interval"),
-                Table(["class", "images", "accuracy", "95 % interval", "precision"], rows),
+                Folded("As a table", [Table(headings, rows)]),
                 Figure(draw_confusion, "Confusion: true classes down, predicted across", 560),
                 Text(f"The most frequent confusions: {told}." if told else "There are none."),
             ],

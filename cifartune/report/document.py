@@ -30,7 +30,9 @@ class Table:
     def is_number(self, column: int) -> bool:
         """Whether a column is one of numbers, to be set to the right."""
         cells = [row[column] for row in self.rows if row[column]]
-        return bool(cells) and all(re.match(r"[-+<]? ?\d[\d.,]*( |$|%)", cell) for cell in cells)
+        return bool(cells) and all(
+            re.match(r"[-+<]? ?\d[\d.,]*(e[-+]?\d+)?( |$|%)", cell) for cell in cells
+        )
 
 
 @dataclass(frozen=True)

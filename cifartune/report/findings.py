@@ -57,7 +57,10 @@ def verdict(searched: Searched) -> tuple[str, str]:
             f"hand-set baseline: {by}.",
             "open",
         )
-    return f"Trial {winner} of {trials} won: better than the hand-set baseline by {by}.", "sure"
+    return (
+        f"Trial {winner} of {trials} won: better than the hand-set baseline by {by.lstrip('+')}.",
+        "sure",
+    )
 
 
 def _so_far(searched: Searched) -> str:
@@ -144,7 +147,7 @@ def accuracy_section(searched: Searched) -> Section:
         ["validation", percent(result["validation_accuracy"]), "", _of_validation(told, kept)],
     ]
     if same := result["cv_accuracy_of_validation_images"]:
-        meaning = "The same images out of fold, one view: what is left of that hope."
+        meaning = "The same images, one view, by fold models that never saw them."
         rows.append(["the same, out of fold", *_cells(same), meaning])
     folds = f"{result['folds']}-fold CV"
     rows.append(

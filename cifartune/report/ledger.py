@@ -111,7 +111,8 @@ def costs_section(searched: Searched) -> Section:
         ]
         for kind, row in trials.iterrows()
     ]
-    parts: list[Part] = [Text(f"All took {show_time(total)} of wall time.")]
+    told = ", ".join(f"{stage} {show_time(spent)}" for stage, spent in stages.items())
+    parts: list[Part] = [Text(f"All took {show_time(total)} of wall time: {told}.")]
     if stages or len(epochs):
         parts.append(Figure(draw, "Where the time and the epochs went"))
     headings = ["trials that were", "trials", "epochs", "share", "images trained", "training time"]

@@ -1,5 +1,6 @@
 """A report as one HTML file that needs nothing else: no network, no other file."""
 
+import re
 from base64 import b64encode
 from itertools import count
 from pathlib import Path
@@ -18,12 +19,17 @@ def page(document: Document) -> str:
     load anything (Content-Security-Policy). All texts are escaped.
     """
     from jinja2 import Environment, StrictUndefined
+    from markupsafe import Markup
     from plotly.offline import get_plotlyjs
 
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"figure_json": figure_json, "data_uri": data_uri}
+    environment.filters |= {
+        "figure_json": figure_json,
+        "data_uri": data_uri,
+        "breakable": lambda text: Markup("<wbr>").join(re.split(r"(?<=[._/])", text)),
+    }
     environment.tests["kind"] = lambda part, name: type(part).__name__ == name
     template = environment.from_string(Path(__file__).with_name("page.html").read_text())
     numbers = count()

@@ -1,11 +1,12 @@
 """The report of a search: one document from what its folder holds, as a page or as Markdown."""
 
+import logging
 from pathlib import Path
 from typing import Literal
 
 from optuna.trial import TrialState
 
-from cifartune.errors import UserError
+from cifartune.errors import UserError, first_line
 from cifartune.files import write_atomically
 from cifartune.report import analysis, findings, ledger
 from cifartune.report.advice import advice_section
@@ -17,6 +18,8 @@ from cifartune.runs import RunFolder
 from cifartune.tuning.study import TrialStudy
 
 Format = Literal["html", "md"]
+
+logger = logging.getLogger(__name__)
 
 
 def report(run: RunFolder, form: Format = "html", *, study: TrialStudy | None = None) -> str:
@@ -34,17 +37,19 @@ def report(run: RunFolder, form: Format = "html", *, study: TrialStudy | None = 
     return markdown(document) if form == "md" else page(document)
 
 
-def write_report(
-    run: RunFolder, *, study: TrialStudy | None = None, path: Path | None = None
-) -> Path:
-    """Writes the page, whole or not at all, and returns its path: report.html in the run's folder.
+def write_last(run: RunFolder, study: TrialStudy) -> str:
+    """Writes report.html into a finished search's folder: its path, or why it is not there.
 
-    Raises:
-        UserError: No trial has begun yet, or a file cannot be read or written.
+    Whatever is wrong with the report must not take the result with it.
     """
-    path = path or run.report
-    save(report(run, study=study), path)
-    return path
+    run.report.unlink(missing_ok=True)  # it would tell of an earlier result
+    try:
+        save(report(run, study=study), run.report)
+    except Exception as error:
+        logger.exception("the report cannot be written")
+        again = run.command("report")
+        return f"could not be written ({first_line(error)}); try again: {again}"
+    return str(run.report)
 
 
 def save(text: str, path: Path) -> None:

@@ -93,12 +93,17 @@ def slice_chart(
         )
     figure.update_xaxes(title=escape(name))
     if isinstance(parameter, Choice):
-        labels = [shown_value(value) for value in parameter.values]
+        labels = [shown_value(value).replace("_", "<br>") for value in parameter.values]
         figure.update_xaxes(
-            tickvals=list(range(len(labels))), ticktext=labels, range=[-0.5, len(labels) - 0.5]
+            tickvals=list(range(len(labels))),
+            ticktext=labels,
+            range=[-0.5, len(labels) - 0.5],
+            tickangle=0,
+            tickfont={"size": 11},
         )
     elif parameter.log:
-        figure.update_xaxes(type="log", dtick=1, exponentformat="power")
+        few = parameter.min >= 1e-4
+        figure.update_xaxes(type="log", dtick=1, tickformat="~g" if few else ".0e")
     value_axis(figure, points["value"], metric, title=None)
     return figure
 
@@ -117,7 +122,7 @@ def parallel_coordinates(
         mode: `max` or `min`: which values are good.
         winner: The trial that is drawn on top.
     """
-    figure = new_figure(height=440, margin={"l": 16, "r": 16, "t": 40, "b": 40})
+    figure = new_figure(height=440, margin={"l": 48, "r": 56, "t": 40, "b": 40})
     axes = [*parameters, metric]
     levels = {name: _levels(points, name, parameter) for name, parameter in parameters.items()}
     value = points["value"]
@@ -175,6 +180,7 @@ def parallel_coordinates(
         ticktext=[f"<b>{escape(name)}</b>".replace(".", ".<br>") for name in axes],
         showgrid=False,
         range=[-0.1, len(axes) - 0.9],
+        ticklabeloverflow="allow",
     )
     figure.update_yaxes(visible=False, range=[-0.16, 1.06])
     return figure

@@ -9,9 +9,9 @@ import plotly.graph_objects as go
 from cifartune.report.charts.look import (
     BLUE,
     COLOURS,
+    GREY,
     INK,
     ORANGE,
-    PALE,
     new_figure,
     number_format,
     value_axis,
@@ -56,7 +56,7 @@ def learning_curves(
         _curve(figure, curves[curves["trial"] == winner], name, metric, ORANGE, 3)
     for rung in rungs:
         if rung <= curves["epoch"].max():
-            figure.add_vline(rung, line={"color": PALE, "width": 1, "dash": "dash"}, layer="below")
+            figure.add_vline(rung, line={"color": GREY, "width": 1, "dash": "dash"}, layer="below")
     figure.update_xaxes(title="epoch" + (" (dashed: the rungs)" if rungs else ""))
     if curves["epoch"].max() <= 12:
         figure.update_xaxes(dtick=1)
