@@ -24,7 +24,7 @@ from cifartune.data import load_train
 from cifartune.report.report import report, save
 
 sys.path.insert(0, str(ROOT / "tests"))
-from browser import browser  # noqa: E402
+from browser import browser
 
 OPENINGS = 3
 

@@ -122,8 +122,13 @@ def _importance(searched: Searched, epoch: int) -> list[Part]:
         return importance_chart(importance)
 
     rows = [
-        [row.parameter, row.method, f"{row.share:.0%}", f"{row.low:.0%} to {row.high:.0%}"]
-        for row in importance.itertuples()
+        [
+            row["parameter"],
+            row["method"],
+            f"{row['share']:.0%}",
+            f"{row['low']:.0%} to {row['high']:.0%}",
+        ]
+        for row in importance.to_dict("records")
     ]
     even = 1 / importance["parameter"].nunique()
     of_first = importance[importance["method"] == PED_ANOVA]
@@ -167,8 +172,8 @@ def size_section(searched: Searched) -> Section | None:
 
     front = sizes[sizes["is_on_front"]].sort_values("cost")
     rows = [
-        [str(row.trial), f"{row.cost:,.0f}", show(searched.metric, row.value)]
-        for row in front.itertuples()
+        [str(row["trial"]), f"{row['cost']:,.0f}", show(searched.metric, row["value"])]
+        for row in front.to_dict("records")
     ]
     return Section(
         title,
@@ -228,10 +233,14 @@ def mistakes_sections(searched: Searched) -> list[Section]:
         return confusion_chart(confusion)
 
     headings = ["class", "images", "accuracy", "95 % interval", "precision"]
-    counts = confusion.stack()
-    errors = counts[[true != predicted for true, predicted in counts.index]]
-    most = errors[errors > 0].sort_values(ascending=False, kind="stable").head(CONFUSIONS)
-    told = "; ".join(f"{true} taken for {other}: {n:,}" for (true, other), n in most.items())
+    pairs = [
+        (int(count), f"{true} taken for {predicted}: {count:,}")
+        for true, row in confusion.to_dict("index").items()
+        for predicted, count in row.items()
+        if true != predicted and count
+    ]
+    most = sorted(pairs, key=lambda pair: -pair[0])[:CONFUSIONS]
+    told = "; ".join(text for _, text in most)
     found = [
         Section(
             "Classes",

@@ -75,6 +75,8 @@ class Folded:
     parts: "Sequence[Part]"
 
 
+Tone = Literal["sure", "open", "none"]
+
 Part = Text | Table | Code | Figure | Grid | Picture | Folded
 
 
@@ -110,7 +112,7 @@ class Document:
     subtitle: str
     notices: Sequence[str]
     verdict: str
-    tone: Literal["sure", "open", "none"]
+    tone: Tone
     more: Sequence[str] = ()
     headlines: Sequence[tuple[str, str, str]] = ()
     sections: Sequence[Section] = field(default_factory=tuple)

@@ -7,7 +7,7 @@ import pandas as pd
 import yaml
 
 from cifartune.report.answer import percent, verdict_lines, views
-from cifartune.report.document import Code, Figure, Folded, Part, Section, Table, Text
+from cifartune.report.document import Code, Figure, Folded, Part, Section, Table, Text, Tone
 from cifartune.report.figures import BLUE, GREY, ORANGE
 from cifartune.report.frames import leaderboard_frame
 from cifartune.report.searched import Searched
@@ -20,7 +20,7 @@ Told = dict[str, Any]
 """An interval as result.json holds it: `value`, `low`, `high`."""
 
 
-def verdict(searched: Searched) -> tuple[str, str]:
+def verdict(searched: Searched) -> tuple[str, Tone]:
     """The answer in a sentence, and how sure it is: `sure`, `open`, or `none`."""
     result = searched.result
     if result is None:
@@ -264,7 +264,7 @@ def leaderboard_section(searched: Searched) -> Section:
         interval = [f"{row['low']:.2%} to {row['high']:.2%}"] if has_interval else []
         values = ["" if pd.isna(row[name]) else show_value(row[name]) for name in names]
         number = f"{row['trial']}{'' if row['trial'] else ' (baseline)'}"
-        epochs = f"{row['epoch']}/{row['epochs']}"
+        epochs = f"{row['epoch']}/{row['last_epoch']}"
         rows.append([number, row["kind"], epochs, show(metric, row["value"]), *interval, *values])
     numbers = list(board["trial"])
     marked = numbers.index(searched.winner) if searched.winner in numbers else None

@@ -146,7 +146,7 @@ def sizes_frame(study: TrialStudy, cost: str = "params") -> pd.DataFrame:
 def leaderboard_frame(study: TrialStudy, count: int) -> pd.DataFrame:
     """The best `count` trials as the search ranks them, those that were stopped behind the others.
 
-    Columns: `trial`, `kind`, `epoch`, `epochs` (of the recipe), `value` at the epoch that counts,
+    Columns: `trial`, `kind`, `epoch`, `last_epoch` of the recipe, `value` where it counts,
     and, of an accuracy on validation images, the ends of Wilson's interval, `low` and `high`, NaN
     for other objectives; then the searched fields as in `points_frame`.
     """
@@ -164,13 +164,13 @@ def leaderboard_frame(study: TrialStudy, count: int) -> pd.DataFrame:
                 "trial": trial.number,
                 "kind": kind_of(trial),
                 "epoch": max(trial.intermediate_values),
-                "epochs": study.recipe(trial).last_epoch,
+                "last_epoch": study.recipe(trial).last_epoch,
                 "value": value,
                 **ends,
                 **{name: trial.params.get(name) for name in space.parameters},
             }
         )
-    columns = ["trial", "kind", "epoch", "epochs", "value", "low", "high", *space.parameters]
+    columns = ["trial", "kind", "epoch", "last_epoch", "value", "low", "high", *space.parameters]
     return pd.DataFrame(rows, columns=columns)
 
 

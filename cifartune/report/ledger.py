@@ -140,8 +140,8 @@ def failures_section(searched: Searched) -> Section | None:
     if not len(failures):
         return None
     rows = [
-        [row.failure, f"{row.trials:,}", str(row.first), row.message]
-        for row in failures.itertuples()
+        [row["failure"], f"{row['trials']:,}", str(row["first"]), row["message"]]
+        for row in failures.to_dict("records")
     ]
     table = Table(["failure", "trials", "first", "what the first said"], rows)
     return Section("Failures", [table])

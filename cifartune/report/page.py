@@ -19,7 +19,6 @@ def page(document: Document) -> str:
     load anything (Content-Security-Policy). All texts are escaped.
     """
     from jinja2 import Environment, StrictUndefined
-    from markupsafe import Markup
     from plotly.offline import get_plotlyjs
 
     environment = Environment(
@@ -28,7 +27,7 @@ def page(document: Document) -> str:
     environment.filters |= {
         "figure_json": figure_json,
         "data_uri": data_uri,
-        "breakable": lambda text: Markup("<wbr>").join(re.split(r"(?<=[._/])", text)),
+        "breakable": breakable,
     }
     environment.tests["kind"] = lambda part, name: type(part).__name__ == name
     template = environment.from_string(Path(__file__).with_name("page.html").read_text())
@@ -38,9 +37,17 @@ def page(document: Document) -> str:
     )
 
 
+def breakable(text: str) -> str:
+    """A dotted name that may be broken behind its dots, escaped."""
+    from markupsafe import Markup
+
+    parts: list[str] = re.split(r"(?<=[._/])", text)
+    return Markup("<wbr>").join(parts)
+
+
 def figure_json(figure: "go.Figure") -> str:
     """A figure as JSON that can stand in a script of a page: no text in it can end the script."""
-    text: str = figure.to_json()
+    text = str(figure.to_json())
     return text.replace("<", "\\u003c")
 
 

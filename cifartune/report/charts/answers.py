@@ -8,14 +8,13 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from cifartune.report.charts.look import (
-    GREY,
     INK,
-    ORANGE,
     PALE,
     error_bars,
     name_rows,
     new_figure,
 )
+from cifartune.report.figures import GREY, ORANGE
 
 
 def interval_chart(rows: pd.DataFrame, axis: str, *, line: float | None = None) -> go.Figure:
@@ -86,15 +85,15 @@ def share_chart(bars: pd.DataFrame, show: Mapping[str, Callable[[float], str]]) 
     wholes = list(dict.fromkeys(bars["whole"]))
     figure = new_figure(height=90 + 56 * len(wholes), margin={"l": 16, "t": 24, "b": 40})
     totals = bars.groupby("whole")["value"].sum()
-    for row in bars.itertuples():
-        share = row.value / (totals[row.whole] or 1.0)
-        part, value = escape(str(row.part)), show[row.whole](row.value)
+    for row in bars.to_dict("records"):
+        share = row["value"] / (totals[row["whole"]] or 1.0)
+        part, value = escape(str(row["part"])), show[row["whole"]](row["value"])
         figure.add_bar(
             x=[share],
-            y=[escape(str(row.whole))],
+            y=[escape(str(row["whole"]))],
             orientation="h",
             name=part,
-            marker={"color": row.colour},
+            marker={"color": row["colour"]},
             text=f"{part}<br>{value}" if share > 0.07 else "",
             textposition="inside",
             insidetextanchor="middle",

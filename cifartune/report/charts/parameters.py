@@ -11,10 +11,7 @@ import plotly.graph_objects as go
 
 from cifartune.config import Choice, Range
 from cifartune.report.charts.look import (
-    BLUE,
     COLOURS,
-    GREY,
-    ORANGE,
     PALE,
     clipped,
     error_bars,
@@ -24,6 +21,7 @@ from cifartune.report.charts.look import (
     shown_value,
     value_axis,
 )
+from cifartune.report.figures import BLUE, GREY, ORANGE
 from cifartune.report.frames import COMPLETE, STOPPED
 
 Parameters = Mapping[str, Range | Choice]
@@ -206,7 +204,7 @@ def _levels(points: pd.DataFrame, name: str, parameter: Range | Choice) -> "pd.S
     else:
         scale = np.log if parameter.log else np.asarray
         low, high = (float(scale(end)) for end in (parameter.min, parameter.max))
-        level = (_scaled(column.to_numpy(float), scale) - low) / (high - low) + 0 * column.isna()
+        level = 0.0 * column.isna() + (_scaled(column.to_numpy(float), scale) - low) / (high - low)
     return pd.Series(level, index=points.index, dtype=float).fillna(-0.12)
 
 

@@ -7,15 +7,13 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from cifartune.report.charts.look import (
-    BLUE,
     COLOURS,
-    GREY,
     INK,
-    ORANGE,
     new_figure,
     number_format,
     value_axis,
 )
+from cifartune.report.figures import BLUE, GREY, ORANGE
 from cifartune.report.frames import COMPLETE, FAILED, STOPPED, UNFINISHED
 
 
