@@ -23,8 +23,8 @@ FEWEST_TRIALS = 16
 
 PED_ANOVA, FOREST = "PED-ANOVA", "random forest"
 
-DRAWS = {PED_ANOVA: 100, FOREST: 20}
-"""Halves of the trials from which each method estimates; a forest takes ten times as long."""
+DRAWS = {PED_ANOVA: 50, FOREST: 20}
+"""Halves of the trials from which each method estimates; a forest takes longer."""
 
 Z = 1.96
 """Standard deviations of a 95 % interval."""
