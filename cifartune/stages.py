@@ -387,10 +387,8 @@ class Search:
             )
         uri = without_password(self._uri)
         self.console.print("\n[bold]Look further[/]")
-        server = uri.startswith("http")
-        self._point_out(
-            "MLflow", uri if server else f"{program('mlflow')} ui --backend-store-uri {uri}"
-        )
+        ui = uri if uri.startswith("http") else f"{program('mlflow')} ui --backend-store-uri {uri}"
+        self._point_out("MLflow", ui)
         self._point_out("report", self._report)
         self._point_out("outcome", str(self.run_folder.result))
         self._point_out("every trial", str(self.run_folder.trials_csv))

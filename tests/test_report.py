@@ -16,7 +16,7 @@ from searches import QUICK, cifartune
 from cifartune.config import SearchSpace
 from cifartune.data import LabelledImages
 from cifartune.errors import UserError
-from cifartune.report.document import Code, Table, Text, markdown
+from cifartune.report.document import Code, Document, Part, Section, Table, Text, markdown
 from cifartune.report.findings import verdict
 from cifartune.report.report import document_of, report, write_last
 from cifartune.report.searched import Searched
@@ -99,7 +99,7 @@ def test_a_thousand_trials_open_offline_with_all_figures_drawn(
                 "[...document.querySelectorAll('.plot')].map((plot) =>"
                 " plot.querySelectorAll('path.point, path.js-line, .bars path, image').length)"
             )
-            assert len(marks) == 5 + len(space["parameters"]) + 3  # type: ignore[arg-type]
+            assert len(marks) == 5 + len(space["parameters"]) + 3
             assert all(marks)
         assert told == []
         assert set(asked) <= {"file", "data", "blob"}
@@ -263,9 +263,7 @@ def test_the_recipe_can_be_copied_into_a_space_file(tmp_path: Path) -> None:
 
 
 def test_markdown_leaves_texts_as_they_are() -> None:
-    from cifartune.report.document import Document, Section
-
-    parts = [Text("*a* <b>"), Table(["x|y"], [["1\n2"]]), Code("`` ` ``")]
+    parts: list[Part] = [Text("*a* <b>"), Table(["x|y"], [["1\n2"]]), Code("`` ` ``")]
     document = Document("t", "s", [], "v", "none", sections=[Section("One", parts)])
     text = markdown(document)
     assert r"\*a\* \<b>" in text

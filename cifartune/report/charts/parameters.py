@@ -26,6 +26,9 @@ from cifartune.report.frames import COMPLETE, STOPPED
 
 Parameters = Mapping[str, Range | Choice]
 
+NOWHERE = -0.12
+"""The height of what a recipe has not, below all values."""
+
 
 def importance_chart(importance: pd.DataFrame) -> go.Figure:
     """The share of each parameter with its interval, by each method of `importance_frame`.
@@ -157,11 +160,13 @@ def parallel_coordinates(
             name=f"{name} ({len(rows):,})" if name != "winner" else name,
             mode="lines",
             line={"color": colour, "width": width},
+            opacity=1.0 if name == "winner" else min(1.0, max(0.15, 40 / len(rows))),
             hovertemplate="%{text}<extra></extra>",
         )
     for place, name in enumerate(axes):
         figure.add_vline(place, line={"color": "#6c798a", "width": 1}, layer="below")
         ends = _ends(parameters[name]) if name in parameters else _both(low, high, metric)
+        ends += [(NOWHERE, "none")] if (levels[name] == NOWHERE).any() else []
         for level, text in ends:
             figure.add_annotation(
                 x=place,
@@ -205,7 +210,7 @@ def _levels(points: pd.DataFrame, name: str, parameter: Range | Choice) -> "pd.S
         scale = np.log if parameter.log else np.asarray
         low, high = (float(scale(end)) for end in (parameter.min, parameter.max))
         level = 0.0 * column.isna() + (_scaled(column.to_numpy(float), scale) - low) / (high - low)
-    return pd.Series(level, index=points.index, dtype=float).fillna(-0.12)
+    return pd.Series(level, index=points.index, dtype=float).fillna(NOWHERE)
 
 
 def _scaled(
