@@ -160,7 +160,7 @@ def parallel_coordinates(
             name=f"{name} ({len(rows):,})" if name != "winner" else name,
             mode="lines",
             line={"color": colour, "width": width},
-            opacity=1.0 if name == "winner" else min(1.0, max(0.15, 40 / len(rows))),
+            opacity=1.0 if name == "winner" else min(1.0, max(0.4, 80 / len(rows))),
             hovertemplate="%{text}<extra></extra>",
         )
     for place, name in enumerate(axes):
