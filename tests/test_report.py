@@ -277,7 +277,7 @@ def test_a_search_writes_its_report(smoke_run: Path, tmp_path: Path) -> None:
     assert f"report         {run.report}" in printed
     page = run.report.read_text()
     assert "A check that everything works" in page
-    assert page.count("data:image/png;base64,") == 2
+    assert page.count('<img src="data:image/png;base64,') == 2
     [logged] = (smoke_run.parent / "mlflow-artifacts").rglob("report.html")
     assert logged.read_text() == page
     done = cifartune("report", run.name, "--format", "md", "--runs", smoke_run.parent, cwd=tmp_path)
