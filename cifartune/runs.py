@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import sqlite3
 import uuid
 from collections.abc import Callable, Iterator
@@ -47,6 +48,7 @@ class RunFolder:
         self.trials_csv = self.path / "trials.csv"
         self.plan = self.path / "plan.json"
         self.result = self.path / "result.json"
+        self.report = self.path / "report.html"
         self.lock = self.path / ".lock"
         self.tidying = self.path / ".tidying"
         self.clock = self.path / "clock.json"
@@ -247,22 +249,22 @@ class RunFolder:
     @property
     def resume_command(self) -> str:
         """What the user types to go on with this run, in the folder where it was started."""
-        return self._command("resume")
+        return self.command("resume")
 
     @property
     def sync_command(self) -> str:
         """What the user types to send to MLflow what is left."""
-        return self._command("sync")
+        return self.command("sync")
 
     @property
     def ui_command(self) -> str:
         """What the user types to see the search's trials in MLflow."""
-        return self._command("ui")
+        return self.command("ui")
 
-    def _command(self, verb: str) -> str:
-        runs = self.runs if self.runs != Path("runs") else None
-        command = f"{program('cifartune')} {verb} {self.name}"
-        return command + (f" --runs {runs}" if runs else "")
+    def command(self, verb: str, *arguments: str) -> str:
+        """What the user types to do something with this run, in the folder where it was started."""
+        runs = ["--runs", str(self.runs)] if self.runs != Path("runs") else []
+        return shlex.join([program("cifartune"), verb, self.name, *arguments, *runs])
 
     @property
     def tracking_uri(self) -> str:

@@ -353,6 +353,7 @@ class Search:
         from cifartune.report.mistakes import write_mistakes
         from cifartune.report.model_card import write_model_card
         from cifartune.report.outcome import outcome, to_json
+        from cifartune.report.report import write_last
 
         run, winner = self.run_folder, candidates[0]
         with self._clock.time("evaluate"):
@@ -371,6 +372,7 @@ class Search:
         write_model_card(run, result, self._train.images[self._splits.train[0]])
         self._tracker.describe(outcome_note(result, run))
         write_atomically(run.result, to_json(result))
+        self._report = write_last(run, self._study)
         self._tracker.search_ended(*outcome_of(run))
         return result
 
@@ -391,6 +393,7 @@ class Search:
             )
         self.console.print("\n[bold]Look further[/]")
         self._point_out("MLflow", self.run_folder.ui_command)
+        self._point_out("report", self._report)
         self._point_out("outcome", str(self.run_folder.result))
         self._point_out("every trial", str(self.run_folder.trials_csv))
         self._point_out("mistakes", str(self.run_folder.mistakes))

@@ -39,6 +39,7 @@ for command in (
     answers.reproduce,
     using.predict,
     using.export,
+    answers.report,
     pages.ui,
 ):
     app.command()(command)

@@ -1,7 +1,7 @@
 """The commands about what a search found, and how sure that is."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -119,3 +119,38 @@ def reproduce(
     typer.echo(reproduction.verdict)
     if not reproduction.holds:
         raise typer.Exit(1)
+
+
+def report(
+    name: Annotated[str, typer.Argument(help="The run's name.")],
+    form: Annotated[
+        Literal["html", "md"],
+        typer.Option("--format", help="html: a page with figures; md: Markdown, tables alone."),
+    ] = "html",
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="The file to write. Default: the run's report.html; Markdown is printed.",
+            show_default=False,
+        ),
+    ] = None,
+    runs: RunsOption = Path("runs"),
+) -> None:
+    """Write the report of a search: what won, by how much, how sure that is, what to do next.
+
+    Of an unfinished search it tells what is known so far.
+    """
+    from cifartune.runs import RunFolder
+
+    run = RunFolder.open(runs, name)
+
+    from cifartune.report.report import report as report_of
+    from cifartune.report.report import save
+
+    text = report_of(run, form)
+    if form == "md" and out is None:
+        typer.echo(text, nl=False)
+        return
+    path = out or run.report
+    save(text, path)
+    typer.echo(path)

@@ -68,6 +68,13 @@ def used_table(planned: Mapping[str, Any], used: Mapping[str, Any]) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0))
     for heading in ("", "planned", "used", "used / planned"):
         table.add_column(heading, justify="right" if heading else "left")
+    for row in used_rows(planned, used):
+        table.add_row(*row)
+    return table
+
+
+def used_rows(planned: Mapping[str, Any], used: Mapping[str, Any]) -> list[list[str]]:
+    """Of all that was both planned and used: its name, the plan, what was used, and the ratio."""
     shown = {
         "epochs of the search": ("epochs", "{:,.0f}".format),
         "epochs of the refit": ("refit_epochs", "{:,.0f}".format),
@@ -78,11 +85,11 @@ def used_table(planned: Mapping[str, Any], used: Mapping[str, Any]) -> Table:
         "memory of a slot": ("memory", size),
         "disk": ("disk", size),
     }
-    for name, (key, show) in shown.items():
-        if used.get(key) and planned.get(key):
-            ratio = f"{used[key] / planned[key]:.0%}"
-            table.add_row(name, show(planned[key]), show(used[key]), ratio)
-    return table
+    return [
+        [name, show(planned[key]), show(used[key]), f"{used[key] / planned[key]:.0%}"]
+        for name, (key, show) in shown.items()
+        if used.get(key) and planned.get(key)
+    ]
 
 
 def size(count: float) -> str:

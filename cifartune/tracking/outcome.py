@@ -27,7 +27,7 @@ def outcome_of(run: RunFolder) -> tuple[dict[str, float], list[Path], Path]:
         "seconds": result["seconds"]["total"],
     }
     known = {name: value for name, value in metrics.items() if value is not None}
-    files = [run.trials_csv, run.result, run.plan, run.model_card]
+    files = [run.report, run.trials_csv, run.result, run.plan, run.model_card]
     files += sorted(run.mistakes.glob("*.*"))
     return known, [file for file in files if file.exists()], run.program
 

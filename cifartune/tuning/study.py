@@ -105,6 +105,13 @@ class TrialStudy:
         self._refused: int = sum(attributes(t).get("failure") == REFUSED for t in self.trials)
         self._end_what_failed()
 
+    @classmethod
+    def of(cls, space: SearchSpace, trials: Sequence[FrozenTrial]) -> "TrialStudy":
+        """A study in memory with trials that are recorded elsewhere, for those who only read."""
+        study = cls(space)
+        study._mirror.add_trials(trials)
+        return study
+
     def _end_what_failed(self) -> None:
         """Ends trials that a process was about to end as failures when it died itself."""
         for trial in self.trials:

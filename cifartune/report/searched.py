@@ -1,0 +1,132 @@
+"""A search as its folder tells of it: all that a report is made from."""
+
+import json
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cifartune.config import SearchSpace, load_space
+from cifartune.errors import UserError, first_line
+from cifartune.programs import program
+from cifartune.report.frames import equal_epoch
+from cifartune.runs import RunFolder
+from cifartune.tuning.study import TrialStudy, attributes
+
+NEEDED = (
+    "winner_trial",
+    "validation_epoch",
+    "verdicts",
+    "candidates",
+    "failed_refits",
+    "changed",
+    "models",
+    "used",
+    "seconds",
+)
+"""Without one of these, a result is another version's."""
+
+
+@dataclass(frozen=True)
+class Searched:
+    """What is known of a search.
+
+    Attributes:
+        run: Its folder.
+        study: Its trials.
+        result: What result.json holds; None while the search is unfinished.
+    """
+
+    run: RunFolder
+    study: TrialStudy
+    result: dict[str, Any] | None
+
+    @classmethod
+    def read(cls, run: RunFolder, study: TrialStudy | None = None) -> "Searched":
+        """Reads a search from its folder, without disturbing whoever is at it.
+
+        Args:
+            run: The folder.
+            study: Its trials, for those who have them open.
+
+        Raises:
+            UserError: No trial has begun yet, or a file cannot be read.
+        """
+        if study is None:
+            from cifartune.tuning.recorded import recorded_trials
+
+            try:
+                trials = recorded_trials(run)
+            except KeyError:
+                trials = []
+            study = TrialStudy.of(load_space(run.space_file), trials)
+        if not study.trials:
+            raise UserError(
+                f"{run.name}: no trial has begun yet, so there is nothing to report; go on with: "
+                f"{run.resume_command}"
+            )
+        return cls(run, study, _read_result(run))
+
+    @property
+    def space(self) -> SearchSpace:
+        """What was searched."""
+        return self.study.space
+
+    @property
+    def metric(self) -> str:
+        """The objective that ranks trials."""
+        return self.space.target.metric
+
+    @property
+    def winner(self) -> int | None:
+        """The trial that won; None while there is no answer."""
+        return self.result["winner_trial"] if self.result else None
+
+    @property
+    def best(self) -> int | None:
+        """The winner, or else the trial that is best so far; None where none has a result."""
+        if self.winner is not None:
+            return self.winner
+        best = self.study.best()
+        return best[0].number if best else None
+
+    @property
+    def epoch(self) -> int:
+        """The epoch at which trials are compared with each other."""
+        return equal_epoch(self.study)
+
+    def new_search(self, *settings: str) -> str:
+        """What the user types to search the same space again, but for some settings."""
+        space = str(self.run.runs / self.run.name / self.run.space_file.name)
+        runs = [] if self.run.runs == Path("runs") else ["--runs", str(self.run.runs)]
+        changes = [word for setting in settings for word in ("--set", setting)]
+        return shlex.join([program("cifartune"), "search", space, *changes, *runs])
+
+    def environment(self) -> dict[str, str]:
+        """Versions, commit and hardware of the best trial's training, as it kept them itself."""
+        in_order = sorted(self.study.trials, key=lambda trial: trial.number != self.best)
+        for trial in in_order:
+            if text := attributes(trial).get("environment"):
+                known: dict[str, str] = json.loads(text)
+                return known
+        return {}
+
+
+def _read_result(run: RunFolder) -> dict[str, Any] | None:
+    """What result.json holds; None where there is none.
+
+    Raises:
+        UserError: It cannot be read.
+    """
+    if not run.result.exists():
+        return None
+    try:
+        result: dict[str, Any] = json.loads(run.result.read_text())
+        if missing := [key for key in NEEDED if key not in result]:
+            raise ValueError(f"it has no {missing[0]}")
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(
+            f"{run.result}: cannot be read: {first_line(error)}; remove it, and it is made again "
+            f"by: {run.resume_command}"
+        ) from None
+    return result
