@@ -1,7 +1,7 @@
 """From a finished search to the space of the next: which ranges move, and why.
 
-Each rule asks whether the best trials lie as they would by chance, at a level of 5 %. So a
-parameter that does nothing is changed now and then; what is proposed is to be looked at.
+Each rule asks whether the best trials lie as they would by chance, at a level of 5 %: now and then,
+a parameter that does nothing is changed all the same. What is proposed is to be looked at.
 """
 
 import math
@@ -32,6 +32,12 @@ FEWEST_DRAWN = 12
 
 LEVEL = 0.05
 """How often chance alone may look like a reason."""
+
+GROUP = 8
+"""So many trials in the order of their numbers count as drawn at the same time."""
+
+SHUFFLES = 2000
+"""How often trials are shuffled to see what chance does."""
 
 ZONE = 0.2
 """The share of a range, at either end, in which the best trials may crowd."""
@@ -102,9 +108,10 @@ class NextSpace:
 def next_space(searched: Searched) -> NextSpace:
     """The space to search next, by rules.
 
-    - A range is made wider at an end where the best trials crowd: more of them lie in its outermost
+    - A range is changed only where trials do the better, the nearer they lie to the best.
+    - It is made wider at an end where the best trials crowd: more of them lie in its outermost
       fifth than chance would put there.
-    - A range is made narrower where the best trials lie closer together than as many others do.
+    - It is made narrower where the best trials lie closer together than as many others do.
     - A value of a choice is left out where none of its trials is in the better half.
 
     The best are a quarter of the trials that the sampler drew, as the search ranks them. What the
@@ -187,6 +194,9 @@ def _range(
 ) -> Revision:
     """A range, by the places of its trials, the best first."""
     places = np.array([_place(parameter, trial.params[name]) for trial in trials])
+    if not _matters(places, np.array([trial.number for trial in trials])):
+        reason = "it cannot be said that values near the best do better"
+        return Revision(name, parameter, parameter, reason)
     count = best_count(len(places))
     best = places[:count]
     changes: dict[str, float] = {}
@@ -220,7 +230,7 @@ def _range(
             changes.pop(side, None)
             reasons.append(f"{told}, but {bound:g} is not allowed there")
     after = parameter.model_copy(update=changes)
-    return Revision(name, parameter, after, "; ".join(reasons) or "the best lie anywhere in it")
+    return Revision(name, parameter, after, "; ".join(reasons) or "the best lie all over it")
 
 
 def _choice(name: str, parameter: Choice, trials: list[FrozenTrial], kept: Any) -> Revision:
@@ -295,10 +305,38 @@ def _rounded(parameter: Range, place: float, *, is_int: bool, up: bool) -> float
     return min(max(float(f"{rounded:.10g}"), parameter.min), parameter.max)
 
 
+def _matters(places: npt.NDArray[np.float64], numbers: npt.NDArray[np.int64]) -> bool:
+    """Whether trials do the better, the nearer they lie to the best.
+
+    A sampler that learns lays its later trials close together, and these are the better ones, also
+    in a parameter that does nothing. So ranks are shuffled only among trials that were drawn one
+    after the other, and what is left of the order in time counts for nothing.
+
+    Args:
+        places: Of the trials in the range, the best first.
+        numbers: Of the trials.
+    """
+    count, total = best_count(len(places)), len(places)
+    in_time = numbers.argsort()
+    places, ranks = places[in_time], in_time.astype(np.float64)
+    group = np.arange(total) // GROUP
+    random = np.random.default_rng(0)
+    shuffled = ranks[(group + random.random((SHUFFLES, total))).argsort(axis=1)]
+    every = np.vstack([ranks, shuffled])
+    middle = np.median(places[every.argsort(axis=1)[:, :count]], axis=1, keepdims=True)
+    distance = np.abs(places - middle)
+    distance -= distance.mean(axis=1, keepdims=True)
+    spread = np.linalg.norm(distance, axis=1)
+    if not spread.all():
+        return False
+    related = (distance * (every - ranks.mean())).sum(axis=1) / spread
+    return bool(np.mean(related[1:] >= related[0]) < LEVEL)
+
+
 def _lie_close(places: npt.NDArray[np.float64], count: int) -> bool:
     """Whether the first `count` places span less than as many of all of them would by chance."""
     random = np.random.default_rng(0)
-    drawn = places[random.random((2000, len(places))).argsort(axis=1)[:, :count]]
+    drawn = places[random.random((SHUFFLES, len(places))).argsort(axis=1)[:, :count]]
     ends = [(1 - INNER) / 2, (1 + INNER) / 2]
     spans = np.diff(np.quantile(drawn, ends, axis=1), axis=0)[0]
     return bool(np.mean(spans <= np.diff(np.quantile(places[:count], ends))[0]) < LEVEL)

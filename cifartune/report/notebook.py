@@ -5,7 +5,7 @@ They draw with matplotlib, which is installed with `cifartune[notebook]`.
 
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +24,7 @@ with warnings.catch_warnings():
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from pandas.io.formats.style import Styler
 
 RED = "#b3261e"
 WINNER = "winner"
@@ -141,6 +142,12 @@ def draw_importance(importance: pd.DataFrame) -> None:
     axis.xaxis.set_major_formatter(PercentFormatter(1))
     axis.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3)
     plt.show()
+
+
+def table_of_words(rows: Sequence[dict[str, str]], index: str) -> "Styler":
+    """A table for reading: its cells begin at the left."""
+    table = pd.DataFrame(rows).set_index(index).style
+    return table.set_table_styles([{"selector": "th, td", "props": "text-align: left"}])
 
 
 def shown_parameter(parameter: Range | Choice | None) -> str:
