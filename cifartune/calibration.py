@@ -98,9 +98,13 @@ def calibration_error(probabilities: Floats, labels: Labels, bins: int = BINS) -
         raise ValueError("one image is needed at the least")
     confidence = probabilities.max(1).astype(np.float64)
     right = probabilities.argmax(1) == labels
-    inner = np.linspace(0, 1, bins + 1)[1:-1]
-    apart = np.bincount(np.digitize(confidence, inner, right=True), right - confidence)
+    apart = np.bincount(bins_of(confidence, bins), right - confidence)
     return float(np.abs(apart).sum() / len(confidence))
+
+
+def bins_of(confidence: Floats, bins: int = BINS) -> npt.NDArray[np.int64]:
+    """The bin of equal width of each confidence in [0, 1], from 0, (N,)."""
+    return np.digitize(confidence, np.linspace(0, 1, bins + 1)[1:-1], right=True)
 
 
 def fit_temperature(logits: Floats, labels: Labels) -> float:

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from cifartune.calibration import calibration_error
 from cifartune.data import CLASSES, LabelledImages
 from cifartune.refit.out_of_fold import OutOfFold
 from cifartune.report.image_sheet import Part, image_sheet
@@ -19,6 +20,7 @@ from cifartune.report.mistakes import (
     likely_label_errors,
     per_class,
     probabilities_of,
+    reliability,
     write_mistakes,
 )
 from cifartune.statistics import Accuracy
@@ -70,6 +72,22 @@ def test_classes_have_intervals_precision_recall_and_f1() -> None:
     assert airplane["f1"] == pytest.approx(2 * 6 / (2 * 6 + 1 + 2))
     assert table.loc["automobile", "precision"] == pytest.approx(3 / 5)
     assert table["images"]["truck"] == 0 and np.isnan(table["accuracy"]["truck"])
+
+
+def test_reliability_has_the_bins_of_the_calibration_error() -> None:
+    random = np.random.default_rng(0)
+    probabilities = random.dirichlet(np.full(10, 0.3), 500)
+    labels = random.integers(0, 10, 500)
+    bins = reliability(labels, probabilities)
+    assert bins["images"].sum() == 500 and (bins["images"] > 0).all()
+    assert bins["confidence"].is_monotonic_increasing
+    error = (bins["images"] * (bins["accuracy"] - bins["confidence"]).abs()).sum() / 500
+    assert error == pytest.approx(calibration_error(probabilities, labels))
+    last = bins.iloc[-1]
+    sure = probabilities.max(1) > 14 / 15
+    right = int((probabilities.argmax(1) == labels)[sure].sum())
+    interval = Accuracy.of(right, int(sure.sum()))
+    assert tuple(last[["accuracy", "low", "high"]]) == (interval.value, interval.low, interval.high)
 
 
 def test_mistakes_are_ranked_by_confidence() -> None:

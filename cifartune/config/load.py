@@ -194,6 +194,13 @@ def dump_space(space: SearchSpace) -> str:
     return yaml.dump(space.model_dump(), Dumper=_Dumper, sort_keys=False)
 
 
+def dump_briefly(space: SearchSpace) -> str:
+    """The text of a file for people, of the same search: what has its default is left out."""
+    given = space.model_dump(exclude_defaults=True)
+    told = {key: value for key, value in given.items() if value != {} or key == "base"}
+    return yaml.dump(told, Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=100)
+
+
 def _read_yaml(text: str) -> tuple[yaml.Node | None, Any]:
     """The document as a tree that knows its lines, and as plain values."""
     loader = _Loader(text)

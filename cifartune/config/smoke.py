@@ -54,10 +54,10 @@ def smoke_space(space: SearchSpace) -> SearchSpace:
         ),
         "stand_in": 512,
     }
-    return _valid_part(dict(space) | changes)
+    return valid_part(dict(space) | changes)
 
 
-def _valid_part(values: Mapping[str, Any]) -> SearchSpace:
+def valid_part(values: Mapping[str, Any]) -> SearchSpace:
     """The space of `values`, without the parameters that have no place in it."""
     try:
         return SearchSpace.model_validate(values)
@@ -67,4 +67,4 @@ def _valid_part(values: Mapping[str, Any]) -> SearchSpace:
             raise
     # What a parameter needed to act, or to exist, is no longer searched.
     kept = {name: p for name, p in values["parameters"].items() if name not in wrong}
-    return _valid_part({**values, "parameters": kept})
+    return valid_part({**values, "parameters": kept})

@@ -1,7 +1,7 @@
 """What to do next, by rules: each looks at one thing in the result, and says what it rests on."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -132,7 +132,9 @@ def _edges(searched: Searched) -> Iterator[Advice]:
         if not isinstance(parameter, Range) or name not in params:
             continue
         for side, bound in _near(parameter, float(params[name])):
-            wider = _wider(searched, name, side, _beyond(parameter, side))
+            wider = command_for_wider(
+                searched, [f"parameters.{name}.{side}={beyond(parameter, side):g}"]
+            )
             if wider is not None:
                 yield Advice(
                     f"The winner's {name}, {params[name]:.3g}, is at the edge of what was "
@@ -152,7 +154,7 @@ def _near(parameter: Range, value: float) -> Iterator[tuple[str, float]]:
         yield "max", parameter.max
 
 
-def _beyond(parameter: Range, side: str) -> float:
+def beyond(parameter: Range, side: str) -> float:
     """A bound further out: by a factor of 3 where the logarithm is sampled, else by half."""
     sign = 1 if side == "max" else -1
     bound: float = getattr(parameter, side)
@@ -166,16 +168,25 @@ def _beyond(parameter: Range, side: str) -> float:
     return float(f"{bound + sign * width:.4g}")
 
 
-def _wider(searched: Searched, name: str, side: str, bound: float) -> str | None:
-    """The command that makes a range wider; None where that is not allowed."""
+def command_for_wider(searched: Searched, settings: Sequence[str]) -> str | None:
+    """The command that makes ranges wider and gives the search trials to look there.
+
+    Args:
+        searched: The search.
+        settings: Such as `parameters.optimizer.lr.max=3`.
+
+    Returns:
+        None where that is not allowed.
+    """
     trials = searched.space.search.num_trials
-    changes = [f"parameters.{name}.{side}={bound:g}", f"search.num_trials={trials + trials // 2}"]
+    more = trials + max(1, trials // 2)
+    changes = [*settings, f"search.num_trials={more}"]
     try:
         check_extension(searched.space, load_space(searched.run.space_file, changes))
     except UserError:
         return None
-    more = f"{trials + max(1, trials // 2)}"
-    return searched.run.command("resume", "--set", changes[0], "--num-trials", more)
+    options = [word for setting in settings for word in ("--set", setting)]
+    return searched.run.command("resume", *options, "--num-trials", str(more))
 
 
 def _late_winner(searched: Searched) -> Iterator[Advice]:

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from cifartune.calibration import BINS, bins_of
 from cifartune.data import CLASSES, LabelledImages
 from cifartune.files import write_atomically
 from cifartune.report.figures import png
@@ -15,6 +16,7 @@ from cifartune.statistics import Accuracy
 
 if TYPE_CHECKING:  # the refit brings Ray
     from cifartune.refit.out_of_fold import OutOfFold
+    from cifartune.results import OutOfFoldPredictions
 
 Labels = npt.NDArray[np.integer]
 Probabilities = npt.NDArray[np.float64]
@@ -27,7 +29,7 @@ LABEL_RULE = (
 """What the list of likely label errors says of itself."""
 
 
-def probabilities_of(predictions: "OutOfFold") -> Probabilities:
+def probabilities_of(predictions: "OutOfFold | OutOfFoldPredictions") -> Probabilities:
     """The class probabilities of each image, float64 (N, 10): the mean over seeds."""
     from scipy.special import softmax
 
@@ -74,6 +76,23 @@ def per_class(labels: Labels, predicted: Labels) -> pd.DataFrame:
             "f1": f1,
         }
     )
+
+
+def reliability(labels: Labels, probabilities: Probabilities, bins: int = BINS) -> pd.DataFrame:
+    """How often the models are right where they are how sure: the reliability diagram.
+
+    Returns:
+        A row for each bin of confidence, of equal width, that has images: `confidence`, its mean,
+        `images`, and `accuracy` with Wilson's interval, `low` and `high`.
+    """
+    confidence, right = probabilities.max(1), probabilities.argmax(1) == labels
+    images = pd.DataFrame({"confidence": confidence, "right": right})
+    rows = []
+    for _, own in images.groupby(bins_of(confidence, bins)):
+        accuracy = Accuracy.of(int(own["right"].sum()), len(own))
+        ends = {"accuracy": accuracy.value, "low": accuracy.low, "high": accuracy.high}
+        rows.append({"confidence": own["confidence"].mean(), "images": len(own), **ends})
+    return pd.DataFrame(rows, columns=["confidence", "images", "accuracy", "low", "high"])
 
 
 def judged(

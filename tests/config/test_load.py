@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cifartune.config import SearchSpace, load_space, smoke_space
-from cifartune.config.load import dump_space, parse_space
+from cifartune.config.load import dump_briefly, dump_space, parse_space
 from cifartune.errors import UserError
 
 MINIMAL = "name: a\nbase: {model: {name: speednet}}\n"
@@ -441,6 +441,16 @@ def test_a_dumped_space_is_read_back(name: str) -> None:
     space = load_space(QUICK).model_copy(update={"name": name})
     assert parse_space(dump_space(space), source="f.yaml") == space
     assert parse_space(dump_space(smoke_space(space)), source="f.yaml") == smoke_space(space)
+
+
+@pytest.mark.parametrize("path", sorted(QUICK.parent.glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_space_that_is_dumped_briefly_is_the_same_search(path: Path) -> None:
+    space = load_space(path)
+    text = dump_briefly(space)
+    again = parse_space(text, source="f.yaml")
+    assert again.targets == space.targets
+    assert again.model_copy(update={"objective": space.objective}) == space
+    assert "memory_format" not in text  # which no file sets
 
 
 def test_merges_of_merges_do_not_fill_the_memory() -> None:
