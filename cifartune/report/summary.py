@@ -8,9 +8,13 @@ from optuna.trial import TrialState
 from rich.console import Console
 from rich.table import Table
 
+from cifartune.passwords import without_password
+from cifartune.programs import program
 from cifartune.report.answer import accuracy_lines, percent, verdict_lines, views
 from cifartune.report.planned import size, used_table
 from cifartune.report.tables import Row, short, show, show_time, trials_table
+from cifartune.report.terminal import point_out
+from cifartune.runs import RunFolder
 from cifartune.tuning.study import TrialStudy, kept_epoch
 
 LEADERBOARD = 10
@@ -63,6 +67,19 @@ def print_summary(result: dict[str, Any], study: TrialStudy, console: Console) -
     if result["planned"]:
         console.print("\n[bold]Planned and used[/]")
         console.print(used_table(result["planned"], result["used"]))
+
+
+def print_links(run: RunFolder, console: Console) -> None:
+    """Prints where to look further: MLflow, and the files."""
+    uri = without_password(run.tracking_uri)
+    console.print("\n[bold]Look further[/]")
+    is_server = uri.startswith("http")
+    command = f"{program('mlflow')} ui --backend-store-uri {uri}"
+    point_out(console, "MLflow", uri if is_server else command)
+    point_out(console, "outcome", str(run.result))
+    point_out(console, "every trial", str(run.trials_csv))
+    point_out(console, "mistakes", str(run.mistakes))
+    point_out(console, "notebook", "notebooks/compare_trials.ipynb")
 
 
 def _test_set(result: dict[str, Any]) -> str:
