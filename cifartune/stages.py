@@ -207,7 +207,7 @@ class Search:
     def _slots(self) -> Iterator["SlotPool"]:
         """Ray and the warm slots, and meanwhile the splits and the tracking store."""
         run, space = self.run_folder, self.space
-        with ExitStack() as starting, cluster(self._address) as dashboard:
+        with ExitStack() as starting, cluster(self._address, name=run.name) as dashboard:
             starting.enter_context(self._clock.time("start", self._started))
             from cifartune.planning.ahead import patience, slots_for
             from cifartune.tuning.slots import SlotPool

@@ -72,7 +72,7 @@ class Terminal(View):
     ) -> None:
         super().__init__(standing, spent)
         self._console = console
-        self._is_live = False
+        self._live: Live | None = None
         self._last_line = 0.0  # nothing is said yet
 
     @contextmanager
@@ -80,12 +80,12 @@ class Terminal(View):
         if not self._console.is_terminal:
             yield
             return
-        self._is_live = True
-        try:
-            with Live(console=self._console, get_renderable=self._draw, refresh_per_second=2):
-                yield
-        finally:
-            self._is_live = False
+        self._console.print()
+        with Live(
+            console=self._console, get_renderable=self._draw, refresh_per_second=2
+        ) as self._live:
+            yield
+        self._live = None
 
     def _draw(self) -> RenderableType:
         # The last row is the cursor's: a view that fills it would scroll.
@@ -96,7 +96,7 @@ class Terminal(View):
             self._announce(event)
         if event["event"] == "note":
             point_out(self._console, event["about"], event["text"])
-        if self._is_live:
+        if self._live:
             return
         line = self._milestone(event)
         is_epoch = event["event"] in ("epoch", "refit_epoch")

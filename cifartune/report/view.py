@@ -131,7 +131,7 @@ def _folds(standing: Standing, row: RefitRow) -> str:
     told = f"{len(done)} of {runs} folds"
     accuracies = [part.accuracy for part in done if part.accuracy is not None]
     if accuracies:
-        told += f", {sum(accuracies) / len(accuracies):.2%} so far"
+        told += f", {sum(accuracies) / len(accuracies):.2%}" + " so far" * (len(done) < runs)
     if running := [part for part in folds if not part.is_over]:
         told += "; " + ", ".join(f"epoch {part.epoch}/{row.epochs}" for part in running)
     return told
