@@ -76,7 +76,7 @@ def run_trials(
 
 def begin_refit(study: TrialStudy, observers: Sequence[Observer]) -> list[int]:
     """Two folds of the best and of the baseline, which is dropped, and a part of the third."""
-    numbers = [*(trial.number for trial in study.best(2)), 0]
+    numbers = list(dict.fromkeys([*(trial.number for trial in study.best(2)), 0]))
     epochs = study.space.max_epochs
     for observer in observers:
         for number in numbers:
