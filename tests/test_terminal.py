@@ -209,13 +209,13 @@ def test_a_search_that_goes_on_tells_its_refit_anew(tmp_path: Path) -> None:
     assert (search.standing.stage, search.standing.refits) == ("search", {})
 
 
-def test_every_event_is_a_line_of_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_event_is_a_line_of_json(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     search = Watched(tmp_path, JsonLines)
     search.start()
     run_trials(search.study, [search.log], count=20)
     numbers = begin_refit(search.study, [search.log])
     search.log.part_epoch_ended(numbers[0], "fold-3", 1, {"val_loss": float("nan")})
-    lines = capsys.readouterr().out.splitlines()
+    lines = capfd.readouterr().out.splitlines()
     events = [json.loads(line, parse_constant=pytest.fail) for line in lines]
     assert len(events) == len(search.events)
     kinds = list(dict.fromkeys(event["event"] for event in events))

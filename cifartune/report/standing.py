@@ -1,6 +1,7 @@
 """Where a search stands: its trials, its rungs, its refit, and about how long it will take."""
 
 import math
+import threading
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -73,6 +74,8 @@ class Standing:
         self.plan = plan
         self.rows: dict[int, Row] = {}
         self.refits: dict[int, RefitRow] = {}
+        self.lock = threading.RLock()
+        """Held while an event is noted, and to be held by readers in other threads."""
         self.process: Event = {}
         """The last start of a process at the search, and its slots."""
         self.ended: list[int] = []
@@ -86,6 +89,10 @@ class Standing:
 
     def note(self, event: Event) -> None:
         """Takes in an event; one that it knows already changes nothing."""
+        with self.lock:
+            self._note(event)
+
+    def _note(self, event: Event) -> None:
         kind, number = event["event"], event.get("trial", -1)
         if kind == "started":
             self.process = event
@@ -117,10 +124,10 @@ class Standing:
 
     def _end(self, end: Event) -> None:
         row = self.rows[end["trial"]]
+        if row.state == "running" and end["state"] != "running":
+            self.ended.append(row.number)
         row.state, row.epoch, row.value = end["state"], end["epoch"], end["value"]
         row.feasible, row.objectives = end["feasible"], end["objectives"]
-        if row.state != "running" and row.number not in self.ended:
-            self.ended.append(row.number)
 
     @property
     def stage(self) -> str:

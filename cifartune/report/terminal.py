@@ -2,6 +2,7 @@
 
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,6 +17,8 @@ from cifartune.report.tables import show
 from cifartune.report.view import Times, draw, left_text, progress_text
 from cifartune.runs import RunFolder
 from cifartune.tuning.study import TrialStudy
+
+STDOUT = 1
 
 HEARTBEAT_SECONDS = 60.0
 """Of plain lines: how long nothing may be said while epochs go by."""
@@ -82,14 +85,16 @@ class Terminal(View):
             return
         self._console.print()
         with Live(
-            console=self._console, get_renderable=self._draw, refresh_per_second=2
+            console=self._console, get_renderable=self._draw, refresh_per_second=1
         ) as self._live:
             yield
         self._live = None
 
     def _draw(self) -> RenderableType:
         # The last row is the cursor's: a view that fills it would scroll.
-        return draw(self.standing, self._console, self.times(), height=self._console.height - 1)
+        height = self._console.height - 1
+        with self.standing.lock:  # this is another thread than that of the events
+            return draw(self.standing, self._console, self.times(), height=height)
 
     def note(self, event: Event) -> None:
         if event["event"] == "slots":
@@ -163,13 +168,17 @@ class JsonLines(View):
 
 
 def print_event(event: Event) -> None:
-    """Writes an event to the standard output; without a reader, it is lost, and nothing else is."""
+    """Writes an event to the standard output; without a reader, it is lost, and nothing else is.
+
+    Not through `sys.stdout`, which cannot be used by Ctrl-C's handler while it is being used.
+    """
+    line = line_of(event).encode()
     try:
-        sys.stdout.write(line_of(event))
-        sys.stdout.flush()
-    except BrokenPipeError:
+        while line:
+            line = line[os.write(STDOUT, line) :]
+    except OSError:
         nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
+        os.dup2(nowhere, STDOUT)
         os.close(nowhere)
 
 
@@ -187,9 +196,11 @@ def shown_by(
     standing = Standing(study.space, study.trials, run.read_plan())
     view = make_view(standing, spent)
     listeners = keep_events(run.events), standing.note, view.note
+    one_at_a_time = threading.RLock()  # slots have threads, and Ctrl-C comes at any moment
 
     def tell(event: Event) -> None:
-        for listener in listeners:
-            listener(event)
+        with one_at_a_time:
+            for listener in listeners:
+                listener(event)
 
     return view, tell
