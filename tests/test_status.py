@@ -3,15 +3,17 @@
 import json
 import re
 import resource
+import select
 import shutil
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from made_up import begin_refit, run_trials, space_of
 from postgres import postgresql_server
-from searches import cifartune
+from searches import cifartune, started
 
 from cifartune.errors import UserError
 from cifartune.report.event_log import EventLog, keep_events
@@ -82,6 +84,23 @@ def test_a_running_search_is_told_and_left_alone(tmp_path: Path) -> None:
     assert "go on       " in told.stdout and "dashboard" not in told.stdout
     watched = cifartune("watch", "mine", cwd=tmp_path)
     assert (watched.returncode, watched.stdout) == (0, told.stdout)
+
+
+def test_what_is_watched_is_followed_to_its_end(tmp_path: Path) -> None:
+    run, study, log = begun(tmp_path / "runs", "mine")
+    with ExitStack() as stack:
+        process = stack.enter_context(ExitStack())
+        process.enter_context(run.locked())
+        watch = stack.enter_context(started("watch", cwd=tmp_path))
+        assert watch.stdout
+        while not select.select([watch.stdout], [], [], 0.2)[0]:
+            run_trials(study, [log], count=1)
+        assert re.match(r"trial +\d+  ", watch.stdout.readline())
+        process.close()
+        rest, errors = watch.communicate(timeout=30)
+    assert (watch.returncode, errors) == (0, "")
+    assert re.search(r"^mine interrupted$", rest, re.MULTILINE)
+    assert re.search(r"^  go on +.*cifartune resume mine$", rest, re.MULTILINE)
 
 
 def test_the_one_that_runs_is_meant_or_else_the_newest(tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ import io
 import json
 import math
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -227,6 +229,28 @@ def test_every_event_is_a_line_of_json(tmp_path: Path, capfd: pytest.CaptureFixt
         again.note(event)
     assert again.ranked() == search.standing.ranked()
     assert again.refits.keys() == search.standing.refits.keys()
+
+
+def test_without_a_reader_events_are_lost_and_nothing_else() -> None:
+    code = (
+        "import sys; sys.stdin.readline()\n"
+        "from cifartune.report.terminal import print_event\n"
+        "for _ in range(3): print_event({'event': 'note'})\n"
+        "print('goes on', file=sys.stderr)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdin and process.stdout and process.stderr
+        process.stdout.close()
+        process.stdin.write("\n")
+        process.stdin.close()
+        assert process.stderr.read() == "goes on\n"
+    assert process.returncode == 0
 
 
 def test_quiet_has_one_line_and_notes_go_elsewhere(
