@@ -40,12 +40,6 @@ app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 app.add_typer(cluster_app, name="cluster")
-for command in (
-    *(watching.status, watching.watch),
-    *(listing.trials, listing.best, listing.leaderboard),
-    *(answers.evaluate, answers.compare, answers.reproduce),
-):
-    app.command()(command)
 
 
 @app.command()
@@ -299,6 +293,14 @@ def describe(
     if not key:
         sections = "search, scheduler, refit, data, parameters, ..."
         console.print(f"\nThe file's other keys: cifartune describe SECTION ({sections})")
+
+
+for command in (
+    *(watching.status, watching.watch),
+    *(listing.trials, listing.best, listing.leaderboard),
+    *(answers.evaluate, answers.compare, answers.reproduce),
+):
+    app.command()(command)
 
 
 def main() -> None:
