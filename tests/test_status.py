@@ -103,6 +103,17 @@ def test_what_is_watched_is_followed_to_its_end(tmp_path: Path) -> None:
     assert re.search(r"^  go on +.*cifartune resume mine$", rest, re.MULTILINE)
 
 
+def test_a_process_that_is_gone_is_not_taken_for_the_one_at_it(tmp_path: Path) -> None:
+    run, *_ = begun(tmp_path / "runs", "mine")
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    assert ended.wait() == 0
+    told = run.events.read_text()
+    run.events.write_text(re.sub(r'"pid": \d+', f'"pid": {ended.pid}', told))
+    with run.locked():  # as `check` does
+        status = status_of(run)
+    assert (status.state, status.standing.process) == ("running", {})
+
+
 def test_the_one_that_runs_is_meant_or_else_the_newest(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="there are no searches; begin one, or say where: --runs"):
         find_run(tmp_path, None)

@@ -1,11 +1,13 @@
 """A search as another process sees it: from its study and its files, which stay as they are."""
 
+import socket
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 from rich.console import Console
 
 from cifartune.clock import Clock
@@ -90,6 +92,8 @@ def status_of(run: RunFolder) -> Status:
     for event in known:
         if event["event"] in ("started", "slots") or event["event"].startswith("refit_"):
             standing.note(event)
+    if _is_gone(standing.process):  # another has just begun, or checks what is there
+        standing.process = {}
     result = run.outcome if run.result.exists() else None
     state = "finished" if result else "running" if is_at_work else "interrupted"
     return Status(run, state, standing, Clock(run.clock).seconds, result, events)
@@ -203,9 +207,15 @@ def _state(status: Status) -> str:
     if status.state != "running":
         return status.state
     if not process:
-        return "is just starting"
+        return "is held by a process that has not begun to train"
     since = status.standing.elapsed() or 0.0
     return f"runs for {show_time(since)}: process {process['pid']} on {process['host']}"
+
+
+def _is_gone(process: Event) -> bool:
+    """Whether a search's process has ended, as far as this machine can tell."""
+    is_here = process.get("host") == socket.gethostname()
+    return is_here and not psutil.pid_exists(process["pid"])
 
 
 def _dashboard(status: Status) -> str:
