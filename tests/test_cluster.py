@@ -1,6 +1,7 @@
 """Several machines: two raylets on this one, with a core each."""
 
 import json
+import logging
 import os
 import re
 import shlex
@@ -201,6 +202,24 @@ def test_a_dashboard_says_whether_it_asks_for_a_token(
     monkeypatch.delenv("RAY_AUTH_MODE")
     assert not lets_everyone_in(url)  # nobody answers
     assert not lets_everyone_in("")
+
+
+def test_what_a_cluster_tells_its_driver_is_logged(
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """By the function that Ray's thread for errors calls; tests/test_faults.py has it for real."""
+    own_cluster.load_ray()
+    from ray._private.worker import print_to_stdstream
+
+    told = {"lines": ["A worker died"], "pid": "raylet", "is_err": False}
+    with own_cluster._logged_not_printed(), caplog.at_level("WARNING", "ray"):
+        logging.getLogger("ray").addHandler(caplog.handler)
+        print_to_stdstream(told, ignore_prefix=False)
+        logging.getLogger("ray").removeHandler(caplog.handler)
+    assert "raylet: A worker died" in caplog.messages
+    assert capsys.readouterr().out == ""
+    print_to_stdstream({**told, "lines": ["Another died"]}, ignore_prefix=False)
+    assert "Another died" in capsys.readouterr().out
 
 
 def test_a_token_is_its_owners_from_the_first_moment_on(

@@ -110,11 +110,29 @@ def cluster(address: str = OWN, *, name: str = "cifartune") -> Iterator[str]:
             "set RAY_AUTH_MODE=disabled"
         ) from None
     _protect_token()
+    with _logged_not_printed():
+        try:
+            url = context.dashboard_url
+            yield f"http://{url}" if url else ""
+        finally:
+            ray.shutdown()
+
+
+@contextmanager
+def _logged_not_printed() -> Iterator[None]:
+    """Logs what the cluster tells a driver, such as that a process was killed, which Ray prints."""
+    from ray._private import worker
+
+    def log(data: dict[str, Any], *_: Any, **__: Any) -> None:
+        for line in data.get("lines", ()):
+            logging.getLogger("ray").warning("%s: %s", data.get("pid"), line)
+
+    printing = worker.print_worker_logs
+    worker.print_worker_logs = log
     try:
-        url = context.dashboard_url
-        yield f"http://{url}" if url else ""
+        yield
     finally:
-        ray.shutdown()
+        worker.print_worker_logs = printing
 
 
 @contextmanager
