@@ -94,7 +94,9 @@ def cluster(address: str = OWN, *, name: str = "cifartune") -> Iterator[str]:
         check_address(address)
         options["runtime_env"] = {"env_vars": ENVIRONMENT}
     ray = load_ray(address)
-    options["job_config"] = ray.job_config.JobConfig(metadata={"job_name": name})
+    from ray.job_config import JobConfig
+
+    options["job_config"] = JobConfig(metadata={"job_name": name})
     try:
         with nullcontext() if address == OWN else _without_stderr():
             context = ray.init(**options, log_to_driver=False, logging_level=logging.WARNING)
