@@ -10,7 +10,6 @@ import argparse
 import datetime
 import json
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -20,11 +19,6 @@ from pathlib import Path
 from typing import Any
 
 from measured import RESULTS, ROOT, commit
-
-FIRST = re.compile(r"trial +0 +epoch 1/.* ([\d.]+) s ")
-TRIAL = re.compile(r"trial +\d+ +epoch .* ([\d.]+) s ")
-FOLD = re.compile(r"(refit of trial +\d+ +(?:fold +\d+|all images)) +epoch .* ([\d.]+) s$")
-SLOTS = re.compile(r" on (\d+) slots? of ")
 
 
 def main() -> None:
@@ -42,8 +36,9 @@ def main() -> None:
 
 def measure(space: Path, *, smoke: bool) -> dict[str, Any]:
     """Runs `space` in an empty folder and times what appears on the screen."""
-    command = [sys.executable, "-m", "cifartune", "search", str(space), *["--smoke"] * smoke]
-    trained, folds, slots = 0.0, defaultdict[str, float](float), 0
+    options = ["--json-lines", *["--smoke"] * smoke]
+    command = [sys.executable, "-m", "cifartune", "search", str(space), *options]
+    trained, folds, slots = 0.0, defaultdict[tuple[int, str], float](float), 0
     with tempfile.TemporaryDirectory() as folder:
         start, seen = time.monotonic(), {}
         search = subprocess.Popen(
@@ -57,17 +52,16 @@ def measure(space: Path, *, smoke: bool) -> dict[str, Any]:
         for line in search.stdout:
             now = round(time.monotonic() - start, 1)
             print(f"{now:7.1f}  {line}", end="", flush=True)
-            if "Ray dashboard" in line:
-                seen["ray_is_up"] = now
-            if (first := FIRST.match(line)) and "first_result" not in seen:
-                seen["first_training_step"] = round(now - float(first[1]), 1)
-                seen["first_result"] = now
-            if told := SLOTS.search(line):
-                slots = int(told[1])
-            if epoch := TRIAL.match(line):
-                trained += float(epoch[1])
-            if epoch := FOLD.match(line):
-                folds[epoch[1]] += float(epoch[2])
+            event = json.loads(line)
+            if event["event"] == "slots":
+                seen["ray_is_up"], slots = now, event["count"]
+            elif event["event"] == "epoch":
+                trained += event["metrics"]["seconds"]
+                if not event["trial"] and "first_result" not in seen:
+                    seen["first_training_step"] = round(now - event["metrics"]["seconds"], 1)
+                    seen["first_result"] = now
+            elif event["event"] == "refit_epoch":
+                folds[event["trial"], event["part"]] += event["metrics"]["seconds"]
         if search.wait():
             raise SystemExit(f"the search ended with exit code {search.returncode}")
         seen["end"] = round(time.monotonic() - start, 1)

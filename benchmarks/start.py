@@ -10,8 +10,8 @@ made, the first steps are taken.
 """
 
 import argparse
+import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -26,8 +26,6 @@ from measured import RESULTS, ROOT, keep
 
 from cifartune.data import default_root
 
-FIRST = re.compile(r"trial +(\d+) +epoch 1/.* ([\d.]+) s ")
-SLOTS = re.compile(r" on (\d+) slots? of ")
 MEASURED = ("modes", "probes")
 SHAPES = {"slots of the file": (), "slots of one core": ("--set", "resources.cpus=1")}
 
@@ -65,9 +63,9 @@ def start(file: Path, options: Sequence[str], data: Path) -> dict[str, float]:
     """The slots, and the seconds from the command to what it prints and to the first steps."""
     with tempfile.TemporaryDirectory() as folder:
         begun, seen, slots = time.monotonic(), dict[str, float](), 0
-        steps = dict[str, float]()
+        steps = dict[int, float]()
         search = subprocess.Popen(
-            [sys.executable, "-m", "cifartune", "search", str(file), *options],
+            [sys.executable, "-m", "cifartune", "search", str(file), "--json-lines", *options],
             cwd=folder,
             stdout=subprocess.PIPE,
             text=True,
@@ -76,14 +74,14 @@ def start(file: Path, options: Sequence[str], data: Path) -> dict[str, float]:
         assert search.stdout
         for line in search.stdout:  # to its end where the search fails
             now = time.monotonic() - begun
-            if "Ray dashboard" in line:
+            event = json.loads(line)
+            if event["event"] == "slots":
                 seen["ray_is_up"] = round(now, 1)
-            if re.match(r" +plan ", line):
+                slots = seen["slots"] = event["count"]
+            elif event["event"] == "plan":
                 seen["plan_is_made"] = round(now, 1)
-            if told := SLOTS.search(line):
-                slots = seen["slots"] = int(told[1])
-            if epoch := FIRST.match(line):
-                steps[epoch[1]] = now - float(epoch[2])
+            elif event["event"] == "epoch" and event["epoch"] == 1:
+                steps[event["trial"]] = now - event["metrics"]["seconds"]
             if slots and len(steps) == slots:
                 break
         if len(steps) < max(slots, 1):

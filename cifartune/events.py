@@ -11,6 +11,21 @@ from cifartune.config import Recipe
 class Observer:
     """Told of every event after it is recorded; does nothing by default."""
 
+    def search_started(self) -> None:
+        """This process is at the search from now on."""
+
+    def slots_started(self, count: int, slot: str, dashboard: str) -> None:
+        """Ray is up, and `count` slots are on their way; `slot` is what each has of the machine.
+
+        `dashboard` is the address of Ray's, empty where there is none.
+        """
+
+    def planned(self, plan: dict[str, Any]) -> None:
+        """What the search is expected to take, as plan.json has it."""
+
+    def noted(self, text: str, label: str = "note") -> None:
+        """Something that the user should know, though the search goes on; `label` is its topic."""
+
     def trial_started(self, number: int, recipe: Recipe) -> None:
         """Trial `number` begins, or goes on after an interruption."""
 
@@ -42,3 +57,6 @@ class Observer:
 
     def search_ended(self, metrics: dict[str, float], files: list[Path], model: Path) -> None:
         """All is over: the headline numbers, the files for readers, and the exported ensemble."""
+
+    def concluded(self, result: dict[str, Any]) -> None:
+        """The outcome is written: what result.json holds."""

@@ -13,18 +13,20 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from filelock import FileLock, Timeout
-
 from cifartune.config import SearchSpace
 from cifartune.config.extension import Changes, changed_keys
 from cifartune.config.load import dump_space, load_space
 from cifartune.errors import UserError, first_line
 from cifartune.files import PRIVATE, write_atomically
+from cifartune.locks import file_lock, is_locked
 from cifartune.programs import program
 from cifartune.statistics import Accuracy
 
 TIDY_SECONDS = 120.0
 """How long a search may be held for its MLflow runs alone: a server that hangs takes a minute."""
+
+GLANCE_SECONDS = 0.2
+"""The same by those who only ask whether it is held: `RunFolder.is_at_work`."""
 
 
 class RunFolder:
@@ -53,6 +55,7 @@ class RunFolder:
         self.tidying = self.path / ".tidying"
         self.clock = self.path / "clock.json"
         self.log = self.path / "ray.log"
+        self.events = self.path / "events.jsonl"
         self.tracking = self.path / "tracking.jsonl"
         self.refused = self.path / "tracking.refused.jsonl"
         self.ray = self.path / "ray"
@@ -195,10 +198,10 @@ class RunFolder:
             UserError: Another process holds it, or the folder is another user's.
         """
         doing = "running this search"
-        with _file_lock(self.lock) as acquire:
-            if not acquire(0.0):
+        with file_lock(self.lock) as acquire:
+            if not acquire(GLANCE_SECONDS):
                 patience = 0.0
-                with _file_lock(self.tidying) as tidy:
+                with file_lock(self.tidying) as tidy:
                     if not tidy(0.0):
                         patience = TIDY_SECONDS
                         doing = "sending what is left of this search to MLflow"
@@ -210,10 +213,18 @@ class RunFolder:
     @contextmanager
     def held_to_tidy(self) -> Iterator[None]:
         """`locked`, but others wait: it is held only to send what is left of it to MLflow."""
-        with _file_lock(self.lock) as acquire, _file_lock(self.tidying) as tidy:
+        with file_lock(self.lock) as acquire, file_lock(self.tidying) as tidy:
             if not (acquire(0.0) and tidy(0.0)):
                 raise UserError(f"{self.path}: another process is at it")
             yield
+
+    def is_at_work(self) -> bool:
+        """Whether a process works on the search, other than to send to MLflow what is left of it.
+
+        Raises:
+            UserError: The folder is another user's, who alone can tell.
+        """
+        return is_locked(self.lock) and not is_locked(self.tidying)
 
     def change(self, space: SearchSpace) -> None:
         """Makes the search go on as `space`; as what it went on until now is kept."""
@@ -324,6 +335,14 @@ class RunFolder:
                 "same: --again"
             )
 
+    def read_plan(self) -> dict[str, Any] | None:
+        """The plan that was kept; None where there is none that can be read: it stands beside."""
+        try:
+            plan = json.loads(self.plan.read_text())
+        except (OSError, ValueError):
+            return None
+        return plan if isinstance(plan, dict) else None
+
     @property
     def winner(self) -> int:
         """The trial that won; raises as `outcome` does."""
@@ -377,23 +396,3 @@ class RunFolder:
 
 def _digest(content: bytes) -> str:
     return sha256(content).hexdigest()
-
-
-@contextmanager
-def _file_lock(path: Path) -> Iterator[Callable[[float], bool]]:
-    """Yields what tries to lock a file for so many seconds; lets go at the end of the block."""
-    lock = FileLock(path)
-
-    def acquire(seconds: float) -> bool:
-        try:
-            lock.acquire(timeout=seconds)
-        except Timeout:
-            return False
-        except OSError as error:
-            raise UserError(f"{path}: cannot be locked: {error.strerror}") from None
-        return True
-
-    try:
-        yield acquire
-    finally:
-        lock.release()

@@ -22,9 +22,9 @@ from cifartune.files import leftovers, write_atomically
 from cifartune.interrupt import ctrl_c
 from cifartune.logs import log_to
 from cifartune.passwords import without_password
-from cifartune.programs import program
+from cifartune.report.event_log import EventLog
 from cifartune.report.note import outcome_note, running_note
-from cifartune.report.terminal import Progress
+from cifartune.report.terminal import MakeView, Terminal, point_out, shown_by
 from cifartune.runs import RunFolder
 from cifartune.tracking import MlflowTracker, end_abandoned, outcome_of
 from cifartune.tuning.cluster import OPEN, OWN, cluster, lets_everyone_in, load_ray
@@ -45,7 +45,8 @@ class Search:
         space: The search, as it stands in the run's folder.
         run: Where everything is kept.
         data_root: The prepared images; of the test images, only the evaluation reads them.
-        console: Where progress and summary are shown.
+        console: Where what it is about to do and the summary are shown.
+        view: Makes what shows the search while it runs. Default: a terminal on `console`.
         command: The command line, for MLflow.
         started: When the command began, on the clock of `time.monotonic`.
         address: The Ray cluster to run on; see `cluster`.
@@ -58,6 +59,7 @@ class Search:
         *,
         data_root: Path,
         console: Console,
+        view: MakeView | None = None,
         command: str = "",
         started: float | None = None,
         address: str = OWN,
@@ -65,6 +67,7 @@ class Search:
         self.space = space
         self.run_folder = run
         self.console = console
+        self._make_view = view or partial(Terminal, console=console)
         self._data_root = data_root
         self._uri = run.tracking_uri
         self._command = command
@@ -156,8 +159,10 @@ class Search:
 
     def _run(self) -> dict[str, Any]:
         self._open()
-        with self._tracked(), ctrl_c(self.console.print) as self._stop:
-            with self._slots() as pool, self._progress.shown():
+        with self._tracked(), ctrl_c(partial(self._note, label="Ctrl-C")) as self._stop:
+            for observer in self._observers:
+                observer.search_started()
+            with self._slots() as pool, self._view.shown():
                 self._run_trials(pool)
                 candidates = self._run_refit(pool)
             self._look(candidates[0])
@@ -182,8 +187,11 @@ class Search:
         status = "FAILED"
         try:
             self._train = load_train(self._data_root)
-            self._progress = Progress(self.space, self.console)
-            self._observers = [self._progress, self._tracker]
+            self._view, tell = shown_by(
+                self._make_view, self._study, self.run_folder, lambda: self._clock.seconds
+            )
+            events = EventLog(self.space, self.run_folder, tell)
+            self._observers = [events, self._tracker]
             self._tracker.catch_up(self._study)
             yield
             status = "FINISHED"
@@ -200,7 +208,7 @@ class Search:
     def _slots(self) -> Iterator["SlotPool"]:
         """Ray and the warm slots, and meanwhile the splits and the tracking store."""
         run, space = self.run_folder, self.space
-        with ExitStack() as starting, cluster(self._address) as dashboard:
+        with ExitStack() as starting, cluster(self._address, name=run.name) as dashboard:
             starting.enter_context(self._clock.time("start", self._started))
             from cifartune.planning.ahead import patience, slots_for
             from cifartune.tuning.slots import SlotPool
@@ -208,25 +216,16 @@ class Search:
             if self._address != OWN:
                 self._join(dashboard)
             shape, packing = slots_for(space, self._data_root, stop=self._stop)
-            slots = f"{shape.count} slot{'s' if shape.count > 1 else ''} of {shape}"
-            self.console.print(
-                f"[bold]{run.name}[/]: {space.search.num_trials} trials of up to "
-                f"{space.max_epochs} epochs on {slots}",
-                highlight=False,
-            )
-            if dashboard:
-                self._point_out(
-                    "Ray dashboard", f"{dashboard} (token: {program('ray')} get-auth-token)"
-                )
-            self._point_out("messages", str(run.log))
+            for observer in self._observers:
+                observer.slots_started(shape.count, str(shape), dashboard)
             for note in space.notes():
-                self._point_out("note", note)
+                self._note(note)
             pool = SlotPool(
                 shape,
                 name=run.name,
                 storage=run.ray,
                 owns_cluster=self._address == OWN,
-                tell=partial(self._point_out, "note"),
+                tell=self._note,
             )
             with pool:
                 self._splits = self._make_splits()
@@ -248,16 +247,16 @@ class Search:
             self._tracker.check()
         elif reason := self._tracker.why_away():
             told = f"{without_password(self._uri)} is away ({reason}): events are kept, to be sent"
-            self._point_out("MLflow", told)
+            self._note(told, "MLflow")
 
     def _join(self, dashboard: str) -> None:
         """Makes sure that every machine of a cluster that is not ours can take part."""
         from cifartune.tuning.machines import join
 
         if lets_everyone_in(dashboard):
-            self._point_out("note", OPEN)
+            self._note(OPEN)
         if count := join(self.run_folder.path.parent, self._data_root):
-            self._point_out("note", f"freed what {count} slots of drivers that are gone held")
+            self._note(f"freed what {count} slots of drivers that are gone held")
 
     def _look_ahead(self, pool: "SlotPool", packing: str) -> None:
         """Stops where a parameter does nothing, and says what the search will cost."""
@@ -276,10 +275,12 @@ class Search:
             stop=self._stop,
         )
         write_atomically(self.run_folder.plan, json.dumps(plan.as_dict()))
+        for observer in self._observers:
+            observer.planned(plan.as_dict())
         for number, line in enumerate(plan_lines(plan)):
-            self._point_out("" if number else "plan", line)
+            point_out(self.console, "" if number else "plan", line)
         for number, line in enumerate(savings_lines(plan)):
-            self._point_out("" if number else "to be faster", line)
+            point_out(self.console, "" if number else "to be faster", line)
 
     def _make_splits(self) -> Splits:
         """The search's splits: drawn once, then read, so that a resumed search sees the same."""
@@ -341,7 +342,7 @@ class Search:
             reason = why_no_look(run, self.space, winner.number, self._data_root)
             if reason is not None:
                 if reason:
-                    self._point_out("test set", f"is not looked at: {reason}")
+                    self._note(f"is not looked at: {reason}", "test set")
                 return
         with self._clock.time("evaluate"):
             look(run, self.space, winner, self._train, self._splits, self._data_root)
@@ -374,30 +375,30 @@ class Search:
         write_atomically(run.result, to_json(result))
         self._report = write_last(run, self._study)
         self._tracker.search_ended(*outcome_of(run))
+        for observer in self._observers:
+            observer.concluded(result)
         return result
 
     def _summarize(self, result: dict[str, Any]) -> None:
-        from cifartune.report.summary import print_summary
+        from cifartune.report.summary import print_links, print_summary
 
         print_summary(result, self._study, self.console)
         if self._tracker.failures:
             count, first = len(self._tracker.failures), self._tracker.failures[0]
-            self.console.print(
-                f"\n[red]MLflow refused {count} writes[/] ({first}); they are kept, to be tried "
-                f"again with: {self.run_folder.sync_command}"
+            self._note(
+                f"refused {count} writes ({first}); they are kept, to be tried again with: "
+                f"{self.run_folder.sync_command}",
+                "MLflow",
             )
         if self._tracker.unsent:
-            self.console.print(
-                f"\n[red]MLflow has not got {self._tracker.unsent} events[/] "
-                f"({self._tracker.trouble}); send them with: {self.run_folder.sync_command}"
+            self._note(
+                f"has not got {self._tracker.unsent} events ({self._tracker.trouble}); send them "
+                f"with: {self.run_folder.sync_command}",
+                "MLflow",
             )
-        self.console.print("\n[bold]Look further[/]")
-        self._point_out("MLflow", self.run_folder.ui_command)
-        self._point_out("report", self._report)
-        self._point_out("outcome", str(self.run_folder.result))
-        self._point_out("every trial", str(self.run_folder.trials_csv))
-        self._point_out("mistakes", str(self.run_folder.mistakes))
-        self._point_out("notebook", "notebooks/compare_trials.ipynb")
+        print_links(self.run_folder, self.console, self._report)
 
-    def _point_out(self, label: str, text: str) -> None:
-        self.console.print(f"  {label:14} {text}", highlight=False, soft_wrap=True)
+    def _note(self, text: str, label: str = "note") -> None:
+        """Something that the user should know, however the search is shown."""
+        for observer in self._observers:
+            observer.noted(text, label)

@@ -91,7 +91,7 @@ def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def smoke_run(tmp_path_factory: pytest.TempPathFactory, data_root: Path) -> Path:
-    """The folder of a finished smoke search, with what it printed in output.txt."""
+    """The folder of a finished smoke search; output.txt and errors.txt have what it printed."""
     folder = tmp_path_factory.mktemp("smoke")
     # MLflow keeps in the environment what other tests had it log to.
     environment = {"CIFARTUNE_DATA": str(data_root), "MLFLOW_TRACKING_URI": ""}
@@ -99,6 +99,7 @@ def smoke_run(tmp_path_factory: pytest.TempPathFactory, data_root: Path) -> Path
     assert result.returncode == 0, result.stderr
     run = folder / "runs" / "quick-smoke"
     (run / "output.txt").write_text(result.stdout)
+    (run / "errors.txt").write_text(result.stderr)
     return run
 
 

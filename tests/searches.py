@@ -1,11 +1,13 @@
 """Running the real command in tests."""
 
+import json
 import os
 import sqlite3
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 QUICK = Path(__file__).parent.parent / "search_spaces" / "quick.yaml"
 
@@ -49,3 +51,14 @@ def logged_states(store: Path) -> list[tuple[str, str]]:
             "SELECT value, status FROM runs JOIN tags USING (run_uuid) WHERE key = 'cifartune.key'"
         ).fetchall()
     return found
+
+
+def until(search: "subprocess.Popen[str]", event: str, **facts: Any) -> list[dict[str, Any]]:
+    """Reads the events of a search with --json-lines up to the first such one, and returns them."""
+    assert search.stdout
+    seen: list[dict[str, Any]] = []
+    for line in search.stdout:
+        seen.append(json.loads(line))
+        if seen[-1]["event"] == event and all(seen[-1].get(k) == v for k, v in facts.items()):
+            return seen
+    raise AssertionError(f"no {event} with {facts} among {seen}")

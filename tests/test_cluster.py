@@ -1,6 +1,7 @@
 """Several machines: two raylets on this one, with a core each."""
 
 import json
+import logging
 import os
 import re
 import shlex
@@ -17,11 +18,12 @@ from contextlib import ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import psutil
 import pytest
 import yaml
-from searches import QUICK, cifartune, started
+from searches import QUICK, cifartune, started, until
 from typer.testing import CliRunner
 
 from cifartune.cli import app
@@ -119,24 +121,22 @@ def test_a_machine_is_lost_in_the_middle_of_a_search(
             assert len(re.findall(rf" 1 +0 +[\d.]+ GiB +{kind} +yes", checked.stdout)) == count
 
         with started(
-            *("search", "small.yaml", "--address", address), cwd=tmp_path, **environment
+            *("search", "small.yaml", "--json-lines", "--address", address),
+            cwd=tmp_path,
+            **environment,
         ) as search:
-            assert search.stdout
-            printed, begun = "", set[str]()
-            for line in search.stdout:
-                printed += line
-                if found := re.match(r"trial +([01]) +epoch [2-4]/4", line):
-                    begun.add(found[1])
-                if len(begun) == 2:
-                    break
+            seen: list[dict[str, Any]] = []
+            while {0, 1} - {event.get("trial") for event in seen if event.get("epoch", 0) > 1}:
+                seen += until(search, "epoch")
             # One of the two trials is on the second machine: what it kept is here.
             trials = tmp_path / "runs" / "small" / "trials"
-            assert all(list((trials / number).iterdir()) for number in "01"), printed
+            assert all(list((trials / number).iterdir()) for number in "01"), seen
             assert "starting it again" not in (trials.parent / "ray.log").read_text()
             kill(second)
             _, errors = search.communicate(timeout=250)
     assert search.returncode == 0, errors
-    assert "on 2 slots of 1 CPU core" in printed
+    [slots] = [event for event in seen if event["event"] == "slots"]
+    assert (slots["count"], slots["slot"]) == (2, "1 CPU core")
 
     result = json.loads((tmp_path / "runs" / "small" / "result.json").read_text())
     assert result["trials"]["total"] == result["trials"]["complete"] == 4
@@ -202,6 +202,24 @@ def test_a_dashboard_says_whether_it_asks_for_a_token(
     monkeypatch.delenv("RAY_AUTH_MODE")
     assert not lets_everyone_in(url)  # nobody answers
     assert not lets_everyone_in("")
+
+
+def test_what_a_cluster_tells_its_driver_is_logged(
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """By the function that Ray's thread for errors calls; tests/test_faults.py has it for real."""
+    own_cluster.load_ray()
+    from ray._private.worker import print_to_stdstream
+
+    told = {"lines": ["A worker died"], "pid": "raylet", "is_err": False}
+    with own_cluster._logged_not_printed(), caplog.at_level("WARNING", "ray"):
+        logging.getLogger("ray").addHandler(caplog.handler)
+        print_to_stdstream(told, ignore_prefix=False)
+        logging.getLogger("ray").removeHandler(caplog.handler)
+    assert "raylet: A worker died" in caplog.messages
+    assert capsys.readouterr().out == ""
+    print_to_stdstream({**told, "lines": ["Another died"]}, ignore_prefix=False)
+    assert "Another died" in capsys.readouterr().out
 
 
 def test_a_token_is_its_owners_from_the_first_moment_on(
@@ -286,22 +304,16 @@ def test_the_network_is_cut_in_the_middle_of_a_search(tmp_path: Path, data_root:
         assert address.startswith("10.213.0.1:")
         options = [f"--address={address}", "--node-ip-address=10.213.0.2"]
         stack.enter_context(machine(*options, within=second))
-        command = ["search", "small.yaml", "--address", address]
+        command = ["search", "small.yaml", "--json-lines", "--address", address]
         environment = {"CIFARTUNE_DATA": str(data_root), **TOKEN}
         with started(*command, cwd=tmp_path, within=first, **environment) as search:
-            assert search.stdout
-            printed = ""
-            for line in search.stdout:
-                printed += line
-                if re.match(r"trial +1 +epoch 2/4", line):
-                    cut = ["ip", "link", "set", f"cf{os.getpid()}b", "down"]
-                    subprocess.run([*second, *cut], check=True)
-                    break
-            else:
-                pytest.fail(f"the second trial never began:\n{printed}")
+            seen = until(search, "epoch", trial=1, epoch=2)
+            cut = ["ip", "link", "set", f"cf{os.getpid()}b", "down"]
+            subprocess.run([*second, *cut], check=True)
             _, errors = search.communicate(timeout=400)
         assert search.returncode == 0, errors
-    assert "on 2 slots of 1 CPU core" in printed
+    [slots] = [event for event in seen if event["event"] == "slots"]
+    assert (slots["count"], slots["slot"]) == (2, "1 CPU core")
     result = json.loads((tmp_path / "runs" / "small" / "result.json").read_text())
     assert result["trials"]["total"] == result["trials"]["complete"] == 4
     checked = cifartune("check", "small", cwd=tmp_path, timeout=100, **environment)

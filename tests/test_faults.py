@@ -1,5 +1,6 @@
 """Faults in the middle of a search by the real command, as a user would meet them."""
 
+import json
 import os
 import re
 import signal
@@ -82,11 +83,12 @@ def test_a_fault_costs_no_more_than_a_trial(fault: str, tmp_path: Path, data_roo
     paths = [str(tmp_path), *os.environ.get("PYTHONPATH", "").split(":")]
     environment = {"CIFARTUNE_DATA": str(data_root), "PYTHONPATH": ":".join(filter(None, paths))}
     seen, is_hit = set[psutil.Process](), False
-    with started("search", "small.yaml", cwd=tmp_path, **environment) as search:
+    with started("search", "small.yaml", "--json-lines", cwd=tmp_path, **environment) as search:
         assert search.stdout and search.stderr
         for line in search.stdout:
             seen.update(psutil.Process(search.pid).children(recursive=True))
-            if not is_hit and re.match(r"trial +1 +epoch 1/6", line):
+            event = json.loads(line)
+            if not is_hit and (event["event"], event.get("trial")) == ("epoch", 1):
                 is_hit = True
                 if fault in ("killed", "hangs"):
                     [slot] = [one for one in seen if is_slot(one)]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from searches import cifartune, started
+from searches import cifartune, started, until
 
 from cifartune.runs import RunFolder
 from cifartune.tuning.recorded import recorded_trials
@@ -40,9 +40,12 @@ stand_in: 500
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("moments", [[r"trial +2 +epoch 1/4", r"fold .*epoch 2/3"]])
+@pytest.mark.parametrize(
+    "moments",
+    [[{"event": "epoch", "trial": 2, "epoch": 1}, {"event": "refit_epoch", "epoch": 2}]],
+)
 def test_a_killed_search_ends_as_its_twin_bit_for_bit(
-    moments: list[str], tmp_path: Path, data_root: Path
+    moments: list[dict[str, Any]], tmp_path: Path, data_root: Path
 ) -> None:
     """One slot, one thread: nothing is left to chance."""
     folders = [tmp_path / name for name in ("unbroken", "killed")]
@@ -55,16 +58,9 @@ def test_a_killed_search_ends_as_its_twin_bit_for_bit(
 
     command = ["search", "small.yaml"]
     for moment in moments:
-        with started(*command, cwd=folders[1], CIFARTUNE_DATA=data) as search:
-            assert search.stdout
-            printed = ""
-            for line in search.stdout:
-                printed += line
-                if re.search(moment, line):
-                    os.kill(search.pid, signal.SIGKILL)  # the driver alone, as the system does
-                    break
-            else:
-                pytest.fail(f"no {moment} in:\n{printed}")
+        with started(*command, "--json-lines", cwd=folders[1], CIFARTUNE_DATA=data) as search:
+            until(search, **moment)
+            os.kill(search.pid, signal.SIGKILL)  # the driver alone, as the system does
         command = ["resume", "small"]
     last = cifartune(*command, cwd=folders[1], CIFARTUNE_DATA=data)
     assert last.returncode == 0, last.stderr
@@ -82,12 +78,9 @@ def test_a_killed_search_on_two_slots_keeps_what_was_recorded(
     )
     (tmp_path / "small.yaml").write_text(space)
     environment = {"CIFARTUNE_DATA": str(data_root)}
-    with started("search", "small.yaml", cwd=tmp_path, **environment) as search:
-        assert search.stdout
-        for line in search.stdout:
-            if re.search(r"trial +3 +epoch", line):
-                os.kill(search.pid, signal.SIGKILL)
-                break
+    with started("search", "small.yaml", "--json-lines", cwd=tmp_path, **environment) as search:
+        until(search, "epoch", trial=3)
+        os.kill(search.pid, signal.SIGKILL)
     before = recorded(tmp_path)
     half_written = tmp_path / "runs" / "small" / ("." + 32 * "a")
     half_written.touch()
@@ -124,12 +117,9 @@ def test_a_search_pauses_while_the_disk_is_full(tmp_path: Path, data_root: Path)
     runs, filler = tmp_path / "runs", tmp_path / "runs" / "filler"
     runs.mkdir()
     with small_disk(runs, "60m"):
-        with started("search", "small.yaml", cwd=tmp_path, **environment) as search:
-            assert search.stdout
-            for line in search.stdout:
-                if re.search(r"trial +1 +epoch", line):
-                    fill(filler)
-                    break
+        with started("search", "small.yaml", "--json-lines", cwd=tmp_path, **environment) as search:
+            until(search, "epoch", trial=1)
+            fill(filler)
             _, errors = search.communicate(timeout=200)
         assert search.returncode == 2, errors
         told = errors.rstrip("\n")

@@ -12,6 +12,7 @@ from sqlalchemy.exc import OperationalError
 
 from cifartune.config import load_space
 from cifartune.errors import UserError
+from cifartune.report.event_log import Event, EventLog
 from cifartune.runs import RunFolder
 from cifartune.stages import Search
 from cifartune.tracking import MlflowTracker, default_uri, read_runs
@@ -20,9 +21,9 @@ from cifartune.tuning.study import TrialStudy
 AWAY = "http://u:secret@127.0.0.1:9"
 
 
-def search_of(run: RunFolder, output: io.StringIO | None = None) -> Search:
+def search_of(run: RunFolder) -> Search:
     """A search of a folder without images."""
-    console = Console(file=output or io.StringIO())
+    console = Console(file=io.StringIO())
     return Search(load_space(run.space_file), run, data_root=run.runs, console=console)
 
 
@@ -43,9 +44,10 @@ def test_what_was_begun_goes_on_without_its_server(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    run, output = RunFolder.create(tmp_path, load_space(QUICK), tracking_uri=AWAY), io.StringIO()
-    search = search_of(run, output)
+    run = RunFolder.create(tmp_path, load_space(QUICK), tracking_uri=AWAY)
+    search, events = search_of(run), list[Event]()
     search._tracker = MlflowTracker(AWAY, run, {})
+    search._observers = [EventLog(search.space, run, events.append)]
     try:
         search._has_begun = False
         with pytest.raises(UserError, match="cannot be opened: MlflowException") as refused:
@@ -56,10 +58,11 @@ def test_what_was_begun_goes_on_without_its_server(
         search._check_tracking()
     finally:
         search._tracker.close()
-    [line] = output.getvalue().splitlines()
-    assert line == (
-        "  MLflow         http://u:***@127.0.0.1:9 is away ([Errno 111] Connection refused): "
-        "events are kept, to be sent"
+    [note] = events
+    assert (note["event"], note["about"]) == ("note", "MLflow")
+    assert note["text"] == (
+        "http://u:***@127.0.0.1:9 is away ([Errno 111] Connection refused): events are kept, to be "
+        "sent"
     )
 
 

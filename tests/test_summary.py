@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from optuna.trial import TrialState
 from rich.console import Console
 from safetensors.numpy import save_file
 
@@ -22,7 +21,6 @@ from cifartune.report.frames import curves_frame, trials_frame
 from cifartune.report.outcome import outcome, to_json
 from cifartune.report.summary import print_summary
 from cifartune.report.tables import Row, short, show_time, trials_table
-from cifartune.report.terminal import Progress
 from cifartune.runs import RunFolder
 from cifartune.statistics import Interval
 from cifartune.tuning.jobs import LOGITS, SNAPSHOTS, WEIGHTS
@@ -343,37 +341,6 @@ def test_frames_have_a_row_a_trial_and_a_row_an_epoch(study: TrialStudy) -> None
     assert trials.loc[3, "failure"] == "non_finite_loss"
     assert trials.loc[0, "optimizer.lr"] == 0.1
     assert len(curves_frame(study)) == 6
-
-
-@pytest.mark.parametrize("terminal", [True, False])
-def test_progress_is_a_table_or_plain_lines(terminal: bool, study: TrialStudy) -> None:
-    file = io.StringIO()
-    console = Console(file=file, width=80, force_terminal=terminal, color_system=None)
-    progress = Progress(SPACE, console)
-    with progress.shown():
-        for trial in study.trials:
-            progress.trial_started(trial.number, study.recipe(trial))
-            for epoch, value in trial.intermediate_values.items():
-                metrics = {"val_accuracy": value, "seconds": 3.0, "images_per_second": 2000.0}
-                progress.epoch_ended(trial.number, epoch, metrics)
-            if trial.state is not TrialState.RUNNING:
-                progress.trial_ended(trial)
-        progress.refit_started(2, SPACE.base)
-        progress.part_epoch_ended(2, "fold-0", 1, {"val_accuracy": 0.9, "seconds": 3.0})
-        progress.part_epoch_ended(2, "all-images", 2, {"seconds": 3.0})
-        progress.refit_started(0, SPACE.base)
-        progress.refit_ended(0, {}, "behind trial 2 after 2 folds (p 1e-05)")
-    text = file.getvalue()
-    assert max(len(line.rsplit("\r")[-1]) for line in text.splitlines()) <= 80
-    if terminal:
-        assert "5/5 trials (2 complete, 1 stopped, 1 non finite loss, 1 error)" in text
-        assert "refit of trial 2: 2/2  1/2 90.0%" in text
-        assert "refit of trial 0: waiting  dropped: behind trial 2" in text
-    else:
-        assert "trial   2  epoch 2/2  val_accuracy 52.00%" in text
-        assert "trial   3  non finite loss: the loss was not finite in epoch 2" in text
-        assert "refit of trial 2  all images  epoch 2/2  3.0 s" in text
-        assert "\x1b" not in text
 
 
 @pytest.mark.parametrize(

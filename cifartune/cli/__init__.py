@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cifartune.cli import answers, pages, using
+from cifartune.cli import answers, listing, pages, using, watching
 from cifartune.cli.machine import cluster_app, data_app
 from cifartune.cli.options import (
     LOCAL,
@@ -17,6 +17,13 @@ from cifartune.cli.options import (
     SetOption,
     SpaceArgument,
     UriOption,
+)
+from cifartune.cli.output import (
+    JsonLinesOption,
+    Output,
+    QuietOption,
+    chosen_output,
+    told_if_it_fails,
 )
 
 if TYPE_CHECKING:
@@ -33,16 +40,6 @@ app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 app.add_typer(cluster_app, name="cluster")
-for command in (
-    answers.evaluate,
-    answers.compare,
-    answers.reproduce,
-    using.predict,
-    using.export,
-    answers.report,
-    pages.ui,
-):
-    app.command()(command)
 
 
 @app.command()
@@ -71,26 +68,29 @@ def search(
             "--sealed", help="Leave the test set closed; cifartune evaluate opens it another day."
         ),
     ] = False,
+    quiet: QuietOption = False,
+    json_lines: JsonLinesOption = False,
 ) -> None:
     """Search, refit the best by cross-validation, evaluate once, report."""
     from cifartune.begin import new_run
     from cifartune.config import load_space, smoke_space
 
-    space = load_space(space_file, overrides or ())
-    if smoke:
-        space = smoke_space(space)
-    with new_run(
-        space,
-        source=str(space_file),
-        runs=runs,
-        name=name,
-        tracking_uri=tracking_uri,
-        storage=storage,
-        data_dir=data_dir,
-        address=address,
-        sealed=sealed,
-    ) as (run, root):
-        _run(space, run, root, address)
+    with told_if_it_fails(quiet, json_lines):
+        space = load_space(space_file, overrides or ())
+        if smoke:
+            space = smoke_space(space)
+        with new_run(
+            space,
+            source=str(space_file),
+            runs=runs,
+            name=name,
+            tracking_uri=tracking_uri,
+            storage=storage,
+            data_dir=data_dir,
+            address=address,
+            sealed=sealed,
+        ) as (run, root):
+            _run(space, run, root, address, chosen_output(quiet, json_lines))
 
 
 @app.command()
@@ -106,6 +106,8 @@ def resume(
     runs: RunsOption = Path("runs"),
     data_dir: DataDirOption = None,
     address: AddressOption = LOCAL,
+    quiet: QuietOption = False,
+    json_lines: JsonLinesOption = False,
 ) -> None:
     """Go on with an interrupted search where it stopped, or extend a finished one.
 
@@ -115,14 +117,15 @@ def resume(
     from cifartune.report.download import prepared
     from cifartune.runs import RunFolder
 
-    run = RunFolder.open(runs, name)
-    wanted = list(overrides or ())
-    if num_trials is not None:
-        wanted.append(f"search.num_trials={num_trials}")
-    if time_budget is not None:
-        wanted.append(f"search.time_budget={'null' if time_budget == 'none' else time_budget}")
-    space = space_to_resume(run, wanted, _tell)
-    _run(space, run, prepared(data_dir), address)
+    with told_if_it_fails(quiet, json_lines):
+        run = RunFolder.open(runs, name)
+        wanted = list(overrides or ())
+        if num_trials is not None:
+            wanted.append(f"search.num_trials={num_trials}")
+        if time_budget is not None:
+            wanted.append(f"search.time_budget={'null' if time_budget == 'none' else time_budget}")
+        space = space_to_resume(run, wanted, _tell)
+        _run(space, run, prepared(data_dir), address, chosen_output(quiet, json_lines))
 
 
 @app.command()
@@ -292,6 +295,15 @@ def describe(
         console.print(f"\nThe file's other keys: cifartune describe SECTION ({sections})")
 
 
+for command in (
+    *(watching.status, watching.watch),
+    *(listing.trials, listing.best, listing.leaderboard),
+    *(answers.evaluate, answers.compare, answers.reproduce, answers.report),
+    *(using.predict, using.export, pages.ui),
+):
+    app.command()(command)
+
+
 def main() -> None:
     """Runs the command line; a mistake of the user's ends it with exit code 2."""
     from cifartune.errors import Interrupted, UserError
@@ -306,12 +318,17 @@ def main() -> None:
         sys.exit(130)
 
 
-def _run(space: "SearchSpace", run: "RunFolder", root: Path, address: str) -> None:
-    from rich.console import Console
-
+def _run(
+    space: "SearchSpace",
+    run: "RunFolder",
+    root: Path,
+    address: str,
+    output: Output | None = None,
+) -> None:
     from cifartune.begin import told_how_to_go_on
     from cifartune.passwords import without_password
 
+    output = output or chosen_output(quiet=False, json_lines=False)
     with told_how_to_go_on(run):
         from cifartune.stages import Search
 
@@ -319,7 +336,8 @@ def _run(space: "SearchSpace", run: "RunFolder", root: Path, address: str) -> No
             space,
             run,
             data_root=root,
-            console=Console(),
+            console=output.console,
+            view=output.view,
             command=" ".join(["cifartune", *map(without_password, sys.argv[1:])]),
             started=_STARTED,
             address=address,

@@ -94,7 +94,7 @@ def outcome(
             for t in (study.front if len(space.targets) > 1 else [])
         ],
         "seconds": seconds,
-        "planned": _planned(run),
+        "planned": run.read_plan(),
         "used": _used(study, candidates, run, seconds),
         "freed_bytes": freed_bytes(run.trials),
         "hardware": hardware(),
@@ -116,15 +116,6 @@ def changes(base: Recipe, recipe: Recipe, space: SearchSpace) -> dict[str, list[
     before, after = base.flat(), recipe.flat()
     names = [*space.parameters, "epochs", "stopping.epoch"]
     return {n: [before[n], after[n]] for n in dict.fromkeys(names) if before[n] != after[n]}
-
-
-def _planned(run: RunFolder) -> dict[str, Any] | None:
-    """The plan that was kept; None where there is none that can be read: it only stands beside."""
-    try:
-        plan = json.loads(run.plan.read_text())
-    except (OSError, ValueError):
-        return None
-    return plan if isinstance(plan, dict) else None
 
 
 def _told(candidate: Candidate) -> dict[str, Any]:

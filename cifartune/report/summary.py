@@ -11,6 +11,8 @@ from rich.table import Table
 from cifartune.report.answer import MODELS, accuracy_lines, percent, verdict_lines, views
 from cifartune.report.planned import size, used_table
 from cifartune.report.tables import Row, short, show, show_time, trials_table
+from cifartune.report.terminal import point_out
+from cifartune.runs import RunFolder
 from cifartune.tuning.study import TrialStudy, kept_epoch
 
 LEADERBOARD = 10
@@ -60,6 +62,17 @@ def print_summary(result: dict[str, Any], study: TrialStudy, console: Console) -
     if result["planned"]:
         console.print("\n[bold]Planned and used[/]")
         console.print(used_table(result["planned"], result["used"]))
+
+
+def print_links(run: RunFolder, console: Console, report: str) -> None:
+    """Prints where to look further: MLflow, the report, and the files."""
+    console.print("\n[bold]Look further[/]")
+    point_out(console, "MLflow", run.ui_command)
+    point_out(console, "report", report)
+    point_out(console, "outcome", str(run.result))
+    point_out(console, "every trial", str(run.trials_csv))
+    point_out(console, "mistakes", str(run.mistakes))
+    point_out(console, "notebooks", "notebooks/")
 
 
 def _test_set(result: dict[str, Any]) -> str:

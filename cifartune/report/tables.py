@@ -1,6 +1,6 @@
 """The table of trials, live and as a leaderboard, and how its values are written."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,12 @@ SHORT = {
     "augment.strength": "augm",
     "val_accuracy": "valid",
     "label_smoothing": "smooth",
+    "trained_epochs": "epochs",
+    "cv_accuracy": "cv",
+    "cv_low": "low",
+    "cv_high": "high",
+    "test_accuracy": "test",
+    "seconds": "time",
 }
 """Headings that are shorter than the last part of a field's name."""
 
@@ -25,7 +31,18 @@ TEXT_WIDTH = 5
 
 @dataclass
 class Row:
-    """A trial as the table shows it; `values` are those of the searched fields, by dotted name."""
+    """A trial as the table shows it.
+
+    Attributes:
+        number: Its number; 0 is the baseline.
+        values: Those of the searched fields, by dotted name.
+        epochs: At which it ends, if nothing ends it before.
+        state: `running`, `complete`, `stopped`, or the kind of its failure.
+        epoch: The last that it has trained.
+        value: The objective's, at the epoch that counts.
+        feasible: Whether its recipe kept the constraints and did not fail.
+        objectives: By metric, once it is over.
+    """
 
     number: int
     values: dict[str, Any] = field(repr=False)
@@ -33,15 +50,23 @@ class Row:
     state: str = "running"
     epoch: int = 0
     value: float | None = None
+    feasible: bool = True
+    objectives: dict[str, float] = field(default_factory=dict, repr=False)
 
 
 def trials_table(
-    metric: str, parameters: Sequence[str], rows: Iterable[Row], *, width: int = 80
+    metric: str,
+    parameters: Sequence[str],
+    rows: Iterable[Row],
+    *,
+    width: int = 80,
+    titles: Mapping[int, str] | None = None,
 ) -> Table:
     """A row a trial, in `width` columns.
 
     Where that is narrow, words are cut short, and never numbers; parameters for which there is no
-    room are left out, the last first, and named below.
+    room are left out, the last first, and named below. `titles` are put above the rows at these
+    places.
     """
     rows = list(rows)
     columns = {
@@ -87,7 +112,9 @@ def trials_table(
             overflow="ellipsis",
             width=least(heading) + more,
         )
-    for row, *line in zip(rows, *columns.values(), strict=True):
+    for place, (row, *line) in enumerate(zip(rows, *columns.values(), strict=True)):
+        if titles and place in titles:
+            table.add_row(titles[place], style="dim")
         table.add_row(*line, style="bold" if row.state == "running" else "")
     return table
 

@@ -1,143 +1,206 @@
-"""The terminal: a live table of trials, or plain lines where there is no terminal."""
+"""How a search is shown while it runs: a live view, plain lines, JSON, or next to nothing."""
 
+import os
+import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
-from optuna.trial import FrozenTrial
-from rich.console import Console, Group
+from rich.console import Console, RenderableType
 from rich.live import Live
-from rich.text import Text
 
-from cifartune.config import Recipe, SearchSpace
-from cifartune.events import Observer
-from cifartune.report.tables import Row, show, trials_table
-from cifartune.tuning.study import attributes
+from cifartune.programs import program
+from cifartune.report.event_log import Event, keep_events, line_of
+from cifartune.report.standing import Standing
+from cifartune.report.tables import show
+from cifartune.report.view import Times, draw, left_text, progress_text
+from cifartune.runs import RunFolder
+from cifartune.tuning.study import TrialStudy
 
-ROWS = 15
-"""Trials in the live table: those that run, then the best."""
+STDOUT = 1
+
+HEARTBEAT_SECONDS = 60.0
+"""Of plain lines: how long nothing may be said while epochs go by."""
 
 
-class Progress(Observer):
-    """Shows trials and refits as they run.
+class View:
+    """What a user sees of a search, event by event; nothing by default.
 
     Args:
-        space: The search, whose parameters are the table's columns.
-        console: Where to write. Where it is no terminal, every event is one plain line.
+        standing: The search, which knows each event before the view does.
+        spent: Says where the time went so far, by stage in seconds.
     """
 
-    def __init__(self, space: SearchSpace, console: Console) -> None:
-        self._space = space
-        self._console = console
-        self._metric = space.target.metric
-        self._start = time.monotonic()
-        self._rows: dict[int, Row] = {}
-        self._parts: dict[tuple[int, str], tuple[int, float | None]] = {}
-        self._refits: dict[int, int] = {}  # the epochs of each run
-        self._dropped: dict[int, str] = {}
-        self._live: Live | None = None
+    def __init__(self, standing: Standing, spent: Callable[[], Mapping[str, float]]) -> None:
+        self.standing = standing
+        self._spent = spent
+
+    def times(self) -> Times:
+        """Where the time of the search went so far."""
+        return Times(self.standing.elapsed(), self._spent())
 
     @contextmanager
     def shown(self) -> Iterator[None]:
-        """Keeps the live view on the screen for the `with` block."""
+        """Keeps what is live on the screen for the `with` block."""
+        yield
+
+    def note(self, event: Event) -> None:
+        """Shows an event."""
+
+
+def point_out(console: Console, label: str, text: str) -> None:
+    """Prints a line with a label on the left."""
+    console.print(f"  {label:14} {text}", highlight=False, soft_wrap=True, markup=False)
+
+
+MakeView = Callable[[Standing, Callable[[], Mapping[str, float]]], View]
+
+
+class Terminal(View):
+    """A live view; where there is no terminal, a plain line at each milestone.
+
+    Args:
+        standing: The search.
+        spent: As above.
+        console: Where to write.
+    """
+
+    def __init__(
+        self,
+        standing: Standing,
+        spent: Callable[[], Mapping[str, float]],
+        *,
+        console: Console,
+    ) -> None:
+        super().__init__(standing, spent)
+        self._console = console
+        self._live: Live | None = None
+        self._last_line = 0.0  # nothing is said yet
+
+    @contextmanager
+    def shown(self) -> Iterator[None]:
         if not self._console.is_terminal:
             yield
             return
-        with Live(console=self._console, get_renderable=self._view, refresh_per_second=2) as live:
-            self._live = live
-            try:
-                yield
-            finally:
-                self._live = None
+        self._console.print()
+        with Live(
+            console=self._console, get_renderable=self._draw, refresh_per_second=1
+        ) as self._live:
+            yield
+        self._live = None
 
-    def trial_started(self, number: int, recipe: Recipe) -> None:
-        self._rows[number] = Row(number, self._space.point(recipe.flat()), recipe.last_epoch)
+    def _draw(self) -> RenderableType:
+        # The last row is the cursor's: a view that fills it would scroll.
+        height = self._console.height - 1
+        with self.standing.lock:  # this is another thread than that of the events
+            return draw(self.standing, self._console, self.times(), height=height)
 
-    def epoch_ended(self, number: int, epoch: int, metrics: dict[str, float]) -> None:
-        row = self._rows[number]
-        row.epoch, row.value = epoch, metrics[self._metric]
-        self._line(
-            f"trial {number:3}  epoch {epoch}/{row.epochs}  "
-            f"{self._metric} {show(self._metric, row.value)}  "
-            f"{metrics['seconds']:.1f} s  {metrics['images_per_second']:,.0f} images/s"
-        )
+    def note(self, event: Event) -> None:
+        if event["event"] == "slots":
+            self._announce(event)
+        if event["event"] == "note":
+            point_out(self._console, event["about"], event["text"])
+        if self._live:
+            return
+        line = self._milestone(event)
+        is_epoch = event["event"] in ("epoch", "refit_epoch")
+        if not line and is_epoch and time.monotonic() > self._last_line + HEARTBEAT_SECONDS:
+            line = f"{progress_text(self.standing)}; {left_text(self.standing, self.times())}"
+        if line:
+            self._console.print(line, highlight=False, soft_wrap=True, markup=False)
+            self._last_line = time.monotonic()
 
-    def trial_ended(self, trial: FrozenTrial) -> None:
-        if trial.number not in self._rows:
-            return  # over before it began
-        row = self._rows[trial.number]
-        ends = {"COMPLETE": "complete", "PRUNED": "stopped", "FAIL": "failed"}
-        failure = str(attributes(trial).get("failure", ""))
-        row.state = failure.replace("_", " ") or ends[trial.state.name]
-        message = attributes(trial).get("message")
-        self._line(f"trial {trial.number:3}  {row.state}" + (f": {message}" if message else ""))
+    def _announce(self, slots: Event) -> None:
+        process = self.standing.process
+        told = f"{slots['count']} slot{'s' * (slots['count'] > 1)} of {slots['slot']}"
+        trials = f"{process['trials']} trials of up to {process['max_epochs']} epochs"
+        self._console.print(f"[bold]{process['name']}[/]: {trials} on {told}", highlight=False)
+        if slots["dashboard"]:
+            token = f"(token: {program('ray')} get-auth-token)"
+            point_out(self._console, "Ray dashboard", f"{slots['dashboard']} {token}")
+        point_out(self._console, "messages", process["log"])
 
-    def refit_started(self, number: int, recipe: Recipe) -> None:
-        self._refits[number] = recipe.last_epoch
-        self._line(f"refit of trial {number}: {recipe.last_epoch} epochs a fold")
-
-    def part_epoch_ended(
-        self, number: int, part: str, epoch: int, metrics: dict[str, float]
-    ) -> None:
-        accuracy = metrics.get("val_accuracy")
-        self._parts[number, part] = epoch, accuracy
-        told = "" if accuracy is None else f"val_accuracy {accuracy:.2%}  "
-        self._line(
-            f"refit of trial {number}  {part.replace('-', ' ')}  "
-            f"epoch {epoch}/{self._refits[number]}  {told}{metrics['seconds']:.1f} s"
-        )
-
-    def refit_ended(self, number: int, metrics: dict[str, float], dropped: str = "") -> None:
-        if dropped:
-            self._dropped[number] = dropped
-            self._line(f"refit of trial {number}  dropped: {dropped}")
-
-    def _line(self, text: str) -> None:
-        if self._live is None:
-            self._console.print(text, highlight=False, soft_wrap=True)
-
-    def _view(self) -> Group:
-        table = trials_table(
-            self._metric,
-            list(self._space.parameters),
-            self._shown_rows(),
-            width=self._console.width,
-        )
-        return Group(self._headline(), table, *self._refit_lines())
-
-    def _headline(self) -> Text:
-        states = [row.state for row in self._rows.values()]
-        counts = {state: states.count(state) for state in dict.fromkeys(states)}
-        told = ", ".join(f"{count} {state}" for state, count in counts.items()) or "starting"
-        minutes, seconds = divmod(int(time.monotonic() - self._start), 60)
-        return Text(
-            f"{self._space.name}: {len(states)}/{self._space.search.num_trials} trials "
-            f"({told})  {minutes}:{seconds:02}",
-            overflow="ellipsis",
-            no_wrap=True,
-        )
-
-    def _shown_rows(self) -> list[Row]:
-        sign = -1 if self._space.target.mode == "max" else 1
-
-        def rank(row: Row) -> tuple[bool, int, float]:
+    def _milestone(self, event: Event) -> str:
+        kind, metric = event["event"], self.standing.space.target.metric
+        if kind == "epoch" and not self._last_line:  # the first sign that it works, and how fast
+            metrics = event["metrics"]
             return (
-                row.state != "running",
-                -row.epoch,
-                sign * (row.value if row.value is not None else 0),
+                f"trial {event['trial']:3}  epoch {event['epoch']}/{event['epochs']}  "
+                f"{metric} {show(metric, event['value'])}  {metrics['seconds']:.1f} s  "
+                f"{metrics['images_per_second']:,.0f} images/s"
             )
+        if kind == "trial_ended" and event["trial"] in self.standing.rows:
+            row = self.standing.rows[event["trial"]]
+            parts = [f"trial {row.number:3}", row.state]
+            if event["message"]:
+                return f"{parts[0]}  {row.state}: {event['message']}"
+            if row.value is not None:
+                parts += [f"epoch {row.epoch}/{row.epochs}", f"{metric} {show(metric, row.value)}"]
+            best = self.standing.ranked()[:1]
+            return "  ".join(parts + ["best so far"] * (best == [row] and bool(row.number)))
+        if kind == "refit_started":
+            return f"refit of trial {event['trial']}: {event['epochs']} epochs a fold"
+        if kind == "refit_part_ended":
+            accuracy = event["accuracy"]
+            told = f"refit of trial {event['trial']}  {event['part'].replace('-', ' ')}"
+            return told + ("" if accuracy is None else f"  held-out accuracy {accuracy:.2%}")
+        if kind == "refit_ended" and event["dropped"]:
+            return f"refit of trial {event['trial']}  dropped: {event['dropped']}"
+        return ""
 
-        return sorted(self._rows.values(), key=rank)[:ROWS]
 
-    def _refit_lines(self) -> Iterator[Text]:
-        for number, epochs in self._refits.items():
-            parts = [
-                f"{epoch}/{epochs}" * (epoch < epochs or accuracy is None)
-                + ("" if accuracy is None else f" {accuracy:.1%}")
-                for (trial, _), (epoch, accuracy) in sorted(self._parts.items())
-                if trial == number
-            ]
-            told = "  ".join(part.strip() for part in parts) or "waiting"
-            if number in self._dropped:
-                told += f"  dropped: {self._dropped[number]}"
-            yield Text(f"refit of trial {number}: {told}", style="bold")
+class Quiet(View):
+    """Notes on the error stream and, when all is over, the run's folder on the other."""
+
+    def note(self, event: Event) -> None:
+        if event["event"] == "note":
+            print(f"cifartune: {event['about']}: {event['text']}", file=sys.stderr)
+        elif event["event"] == "finished":
+            print(self.standing.process["folder"], flush=True)
+
+
+class JsonLines(View):
+    """Every event as a line of JSON."""
+
+    def note(self, event: Event) -> None:
+        print_event(event)
+
+
+def print_event(event: Event) -> None:
+    """Writes an event to the standard output; without a reader, it is lost, and nothing else is.
+
+    Not through `sys.stdout`, which cannot be used by Ctrl-C's handler while it is being used.
+    """
+    line = line_of(event).encode()
+    try:
+        while line:
+            line = line[os.write(STDOUT, line) :]
+    except OSError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, STDOUT)
+        os.close(nowhere)
+
+
+def shown_by(
+    make_view: MakeView,
+    study: TrialStudy,
+    run: RunFolder,
+    spent: Callable[[], Mapping[str, float]],
+) -> tuple[View, Callable[[Event], None]]:
+    """Makes the view of a search that goes on after what its study holds.
+
+    Returns:
+        The view, and what is to be called with each event: it is kept, noted and shown.
+    """
+    standing = Standing(study.space, study.trials, run.read_plan())
+    view = make_view(standing, spent)
+    listeners = keep_events(run.events), standing.note, view.note
+    one_at_a_time = threading.RLock()  # slots have threads, and Ctrl-C comes at any moment
+
+    def tell(event: Event) -> None:
+        with one_at_a_time:
+            for listener in listeners:
+                listener(event)
+
+    return view, tell

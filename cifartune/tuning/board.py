@@ -53,9 +53,13 @@ class Board:
 
     A job whose slot died goes on in the next that is free, from its checkpoint, twice at most. One
     that ran out of memory beside others is tried once more with none beside it on its machine.
+
+    Args:
+        name: Of the search, as Ray's dashboard shows it among its actors.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, name: str = "") -> None:
+        self._name = name
         self._entries: dict[str, _Entry] = {}
         self._waiting: deque[_Entry] = deque()
         self._idle: dict[int, asyncio.Future[Work | None]] = {}
@@ -66,6 +70,9 @@ class Board:
         self._winding_down = False
         self._abandoned: Failed | None = None
         self._worked: set[int] = set()
+
+    def __repr__(self) -> str:
+        return f"Board({self._name})"
 
     async def submit(self, job: Work) -> None:
         """Puts a job on the board, in place of one with its id; the next free slot takes it."""

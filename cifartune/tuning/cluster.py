@@ -35,7 +35,7 @@ ENVIRONMENT = {
     # Fewer processes and less work a slot, for what is not used here.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",
-    # The dashboard's Train page.
+    # The dashboard's API of Train runs, one for each slot.
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",
     # Workers stay where they are, so that relative paths mean what they say.
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
@@ -72,12 +72,13 @@ def load_ray(address: str = OWN) -> ModuleType:
 
 
 @contextmanager
-def cluster(address: str = OWN) -> Iterator[str]:
+def cluster(address: str = OWN, *, name: str = "cifartune") -> Iterator[str]:
     """A Ray cluster for the `with` block.
 
     Args:
         address: Of a cluster to join, as `host:port`, or `auto` for the one that `ray start` left
             on this machine. Default: a cluster of our own on this machine, with its dashboard.
+        name: Of this process among the jobs of the cluster, as the dashboard shows it.
 
     Yields:
         The dashboard's address, or an empty string where there is none.
@@ -93,6 +94,9 @@ def cluster(address: str = OWN) -> Iterator[str]:
         check_address(address)
         options["runtime_env"] = {"env_vars": ENVIRONMENT}
     ray = load_ray(address)
+    from ray.job_config import JobConfig
+
+    options["job_config"] = JobConfig(metadata={"job_name": name})
     try:
         with nullcontext() if address == OWN else _without_stderr():
             context = ray.init(**options, log_to_driver=False, logging_level=logging.WARNING)
@@ -108,11 +112,29 @@ def cluster(address: str = OWN) -> Iterator[str]:
             "set RAY_AUTH_MODE=disabled"
         ) from None
     _protect_token()
+    with _logged_not_printed():
+        try:
+            url = context.dashboard_url
+            yield f"http://{url}" if url else ""
+        finally:
+            ray.shutdown()
+
+
+@contextmanager
+def _logged_not_printed() -> Iterator[None]:
+    """Logs what the cluster tells a driver, such as that a process was killed, which Ray prints."""
+    from ray._private import worker
+
+    def log(data: dict[str, Any], *_: Any, **__: Any) -> None:
+        for line in data.get("lines", ()):
+            logging.getLogger("ray").warning("%s: %s", data.get("pid"), line)
+
+    printing = worker.print_worker_logs
+    worker.print_worker_logs = log
     try:
-        url = context.dashboard_url
-        yield f"http://{url}" if url else ""
+        yield
     finally:
-        ray.shutdown()
+        worker.print_worker_logs = printing
 
 
 @contextmanager

@@ -91,7 +91,7 @@ class SlotPool:
         actor = ray.remote(num_cpus=0)(Board).options(
             max_concurrency=100_000, scheduling_strategy=only_on(this_machine())
         )
-        self.board: Any = actor.remote()
+        self.board: Any = actor.remote(name)
         self._mark: Path | None = None
         self._files: Any = None
         if not owns_cluster:
