@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from made_up import run_trials, space_of
+from made_up_standing import run_trials, space_of
 from rich.console import Console
 from searches import cifartune
 

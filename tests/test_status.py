@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from made_up import begin_refit, run_trials, space_of
+from made_up_standing import begin_refit, run_trials, space_of
 from postgres import postgresql_server
 from searches import cifartune, started
 

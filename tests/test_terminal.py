@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_up import METRICS, begin_refit, run_trials, space_of
+from made_up_standing import METRICS, begin_refit, run_trials, space_of
 from rich.console import Console
 from screen import Screen
 from searches import QUICK, cifartune
