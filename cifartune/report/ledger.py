@@ -6,13 +6,12 @@ import pandas as pd
 
 from cifartune.clock import Clock
 from cifartune.passwords import without_password
-from cifartune.report.answer import percent, views
+from cifartune.report.answer import MODELS, percent, views
 from cifartune.report.document import Code, Figure, Part, Section, Table, Text
 from cifartune.report.figures import BLUE, GREY, ORANGE
 from cifartune.report.frames import failures_frame, ledger_frame
 from cifartune.report.planned import size, used_rows
 from cifartune.report.searched import Searched
-from cifartune.report.summary import MODELS
 from cifartune.report.tables import show_time
 from cifartune.tuning.study import attributes
 
