@@ -18,7 +18,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from cifartune.config import Recipe, SearchSpace
 from cifartune.data import LabelledImages
 from cifartune.refit.out_of_fold import OutOfFold
-from cifartune.report.frames import rungs, trials_frame
+from cifartune.report.frames import trials_frame
 from cifartune.report.mistakes import write_mistakes
 from cifartune.runs import RunFolder
 from cifartune.tuning.proposals import distribution
@@ -97,7 +97,7 @@ def made_up_trials(space: SearchSpace, count: int) -> list[FrozenTrial]:
     random = np.random.default_rng(space.search.seed)
     ordered = space.ordered_parameters()
     integers = {name for name in ordered if isinstance(space.base.flat()[name], int)}
-    seen: dict[int, list[float]] = {rung: [] for rung in rungs(space)}
+    seen: dict[int, list[float]] = {rung: [] for rung in space.rungs}
     trials = []
     for number in range(count):
         shares = random.random(len(ordered))

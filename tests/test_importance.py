@@ -5,7 +5,7 @@ import pytest
 from optuna.trial import TrialState, create_trial
 
 from cifartune.config import SearchSpace
-from cifartune.report.frames import equal_epoch, rungs, sizes_frame
+from cifartune.report.frames import equal_epoch, sizes_frame
 from cifartune.report.importance import FEWEST_TRIALS, FOREST, PED_ANOVA, importance_frame
 from cifartune.tuning.proposals import distribution
 from cifartune.tuning.study import TrialStudy
@@ -79,11 +79,11 @@ def test_no_estimate_where_there_is_nothing_to_estimate_from() -> None:
 
 
 def test_rungs_are_where_trials_are_stopped() -> None:
-    assert rungs(SPACE) == [1, 3]
+    assert SPACE.rungs == [1, 3]
     fractions = SPACE.scheduler.model_copy(update={"reduction_factor": 1.5, "grace_period": 2})
-    assert rungs(SPACE.model_copy(update={"scheduler": fractions})) == [2, 3, 5, 7]
+    assert SPACE.model_copy(update={"scheduler": fractions}).rungs == [2, 3, 5, 7]
     none = SPACE.scheduler.model_copy(update={"name": "none"})
-    assert rungs(SPACE.model_copy(update={"scheduler": none})) == []
+    assert SPACE.model_copy(update={"scheduler": none}).rungs == []
 
 
 def test_the_front_is_what_nothing_beats_in_both() -> None:

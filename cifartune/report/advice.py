@@ -11,7 +11,7 @@ from cifartune.config import Range, load_space
 from cifartune.config.extension import check_extension
 from cifartune.errors import UserError
 from cifartune.report.document import Code, Part, Section, Text
-from cifartune.report.frames import COMPLETE, FAILED, STOPPED, kind_of, rungs
+from cifartune.report.frames import COMPLETE, FAILED, STOPPED, kind_of
 from cifartune.report.searched import Searched
 from cifartune.tuning.study import attributes, kept_epoch
 
@@ -205,7 +205,7 @@ def _late_winner(searched: Searched) -> Iterator[Advice]:
 def _rungs(searched: Searched) -> Iterator[Advice]:
     """Most trials were stopped at the first rung: did it choose well?"""
     study, space = searched.study, searched.space
-    stops = rungs(space)
+    stops = space.rungs
     trials = [t for t in study.trials if t.intermediate_values]
     stopped = [t for t in trials if kind_of(t) == STOPPED]
     if not stops or 2 * len(at_first := _ended_at(stopped, stops[0])) <= len(trials):

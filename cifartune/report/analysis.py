@@ -8,7 +8,7 @@ import pandas as pd
 
 from cifartune.report.document import Figure, Folded, Grid, Part, Picture, Section, Table, Text
 from cifartune.report.figures import BLUE
-from cifartune.report.frames import curves_frame, points_frame, rungs, sizes_frame
+from cifartune.report.frames import curves_frame, points_frame, sizes_frame
 from cifartune.report.importance import FEWEST_TRIALS, PED_ANOVA, importance_frame
 from cifartune.report.searched import Searched
 from cifartune.report.tables import show
@@ -32,11 +32,11 @@ def curves_section(searched: Searched) -> Section:
         from cifartune.report.charts import learning_curves
 
         return learning_curves(
-            curves, searched.metric, rungs=rungs(searched.space), winner=searched.best
+            curves, searched.metric, rungs=searched.space.rungs, winner=searched.best
         )
 
     reached = curves.groupby("trial")["epoch"].max()
-    stops = rungs(searched.space)
+    stops = searched.space.rungs
     rows = []
     for epoch in dict.fromkeys([*stops, int(reached.max())]):
         ended = curves[curves["epoch"] == reached[curves["trial"]].to_numpy()]

@@ -7,7 +7,6 @@ import numpy as np
 import pandas as pd
 from optuna.trial import FrozenTrial, TrialState
 
-from cifartune.config import SearchSpace
 from cifartune.statistics import Accuracy
 from cifartune.tuning.study import REFUSED, TrialStudy, attributes, is_feasible, kept_epoch
 
@@ -69,18 +68,6 @@ def curves_frame(study: TrialStudy) -> pd.DataFrame:
         ],
         columns=["trial", "epoch", "value", "kind"],
     )
-
-
-def rungs(space: SearchSpace) -> list[int]:
-    """The epochs after which trials may be stopped; none where no rung is fixed beforehand."""
-    scheduler = space.scheduler
-    if scheduler.name not in ("asha", "hyperband"):
-        return []
-    found, rung = [], float(scheduler.grace_period)
-    while rung < space.max_epochs:
-        found.append(math.ceil(rung))
-        rung *= scheduler.reduction_factor
-    return found
 
 
 def equal_epoch(study: TrialStudy) -> int:
