@@ -28,8 +28,7 @@ from cifartune.report.terminal import MakeView, Terminal, point_out, shown_by
 from cifartune.runs import RunFolder
 from cifartune.tracking import MlflowTracker, end_abandoned, outcome_of
 from cifartune.tuning.cluster import OPEN, OWN, cluster, lets_everyone_in, load_ray
-from cifartune.tuning.disk import no_room
-from cifartune.tuning.gone import database_gone
+from cifartune.tuning.gone import what_can_be_mended
 from cifartune.tuning.study import TrialStudy, attributes
 from cifartune.tuning.warm_start import load_warm_start
 
@@ -141,21 +140,9 @@ class Search:
             try:
                 yield
             except Exception as error:
-                if told := self._what_can_be_mended(error):
+                if told := what_can_be_mended(error, self.run_folder):
                     raise UserError(told) from None
                 raise
-
-    def _what_can_be_mended(self, error: Exception) -> str:
-        """What ended the search, where that is a machine's affair, and how to go on; else empty."""
-        run = self.run_folder
-        go_on = f"go on with: {run.resume_command}"
-        if full := no_room(error):
-            told = f"the disk of {run.path} is full: {full}"
-            return f"{told}. All is kept; when there is room, {go_on}" if run.has_trials() else told
-        if not isinstance(error, UserError) and (lost := database_gone(error)):
-            told = f"the study's database is gone: {lost}. What was recorded is kept; when it is"
-            return f"{told} back, {go_on}"
-        return ""
 
     def _run(self) -> dict[str, Any]:
         self._open()

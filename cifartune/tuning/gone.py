@@ -1,13 +1,27 @@
-"""The study's database went away in the middle of a search."""
+"""What a search needs went away in the middle of it: room on the disk, or the study's database."""
 
 import re
 
 from optuna.exceptions import StorageInternalError
 from sqlalchemy.exc import DBAPIError
 
-from cifartune.errors import first_line
+from cifartune.errors import UserError, first_line
+from cifartune.runs import RunFolder
+from cifartune.tuning.disk import no_room
 
 _WRAPPED = re.compile(r"sqlalchemy\.exc\.\w+Error: \([\w.]+\) (.+)")
+
+
+def what_can_be_mended(error: Exception, run: RunFolder) -> str:
+    """What ended a search, where that is a machine's affair, and how to go on; else empty."""
+    go_on = f"go on with: {run.resume_command}"
+    if full := no_room(error):
+        told = f"the disk of {run.path} is full: {full}"
+        return f"{told}. All is kept; when there is room, {go_on}" if run.has_trials() else told
+    if not isinstance(error, UserError) and (lost := database_gone(error)):
+        told = f"the study's database is gone: {lost}. What was recorded is kept; when it is"
+        return f"{told} back, {go_on}"
+    return ""
 
 
 def database_gone(error: BaseException | None) -> str:
