@@ -16,6 +16,7 @@ from cifartune.report.event_log import Event, EventLog
 from cifartune.runs import RunFolder
 from cifartune.stages import Search
 from cifartune.tracking import MlflowTracker, default_uri, read_runs
+from cifartune.tuning.gone import what_can_be_mended
 from cifartune.tuning.study import TrialStudy
 
 AWAY = "http://u:secret@127.0.0.1:9"
@@ -68,18 +69,18 @@ def test_what_was_begun_goes_on_without_its_server(
 
 def test_a_database_that_is_gone_ends_a_search_with_one_line(tmp_path: Path) -> None:
     """tests/tuning/test_twin.py has it for real."""
-    search = search_of(RunFolder.create(tmp_path, load_space(QUICK)))
+    run = RunFolder.create(tmp_path, load_space(QUICK))
     cause = OperationalError("UPDATE trials", {}, Exception("the server closed it\n\tProbably so"))
     wrapped = StorageInternalError("An exception is raised during the commit.")
     wrapped.__cause__ = cause
     for error in (cause, wrapped, RuntimeError(f"Traceback:\n{traceback_of(wrapped)}")):
-        told = search._what_can_be_mended(error)
+        told = what_can_be_mended(error, run)
         assert told.startswith("the study's database is gone: the server closed it. What was")
-        assert told.endswith(f"go on with: {search.run_folder.resume_command}")
+        assert told.endswith(f"go on with: {run.resume_command}")
     own = UserError("--storage: cannot be opened")
     own.__context__ = cause
     for other in (own, ValueError("a defect")):
-        assert search._what_can_be_mended(other) == ""
+        assert what_can_be_mended(other, run) == ""
 
 
 def traceback_of(error: BaseException) -> str:
