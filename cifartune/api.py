@@ -24,6 +24,7 @@ def search(
     data_dir: str | Path | None = None,
     address: str = "local",
     sealed: bool = False,
+    copy_to: str = "",
     quiet: bool = False,
 ) -> "SearchResult":
     """Searches, refits the best by cross-validation, evaluates once: the command of that name.
@@ -38,6 +39,7 @@ def search(
         data_dir: A folder with the official CIFAR-10 files, where they are not to be fetched.
         address: The Ray cluster to run on, host:port or auto. Default: one of its own.
         sealed: Leaves the test set closed.
+        copy_to: An address where a copy of the run's folder is kept, such as s3://bucket/runs.
         quiet: Prints nothing.
 
     Returns:
@@ -68,6 +70,7 @@ def search(
             data_dir=None if data_dir is None else Path(data_dir),
             address=address,
             sealed=sealed,
+            copy_to=copy_to,
         ) as (run, root),
         told_how_to_go_on(run),
     ):

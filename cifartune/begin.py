@@ -22,6 +22,7 @@ def new_run(
     data_dir: Path | None,
     address: str,
     sealed: bool,
+    copy_to: str = "",
 ) -> Iterator[tuple[RunFolder, Path]]:
     """The folder of a new search, and the prepared images, for the `with` block.
 
@@ -34,6 +35,7 @@ def new_run(
         tracking_uri: Default: that of `runs`.
         data_dir: A folder with the official files of CIFAR-10.
         address: The Ray cluster; see `cluster`.
+        copy_to: Where a copy of the folder is kept; see `Copy`.
 
     Raises:
         UserError: Something is in the way; then nothing is made.
@@ -48,8 +50,20 @@ def new_run(
         from cifartune.tuning.study import check_storage
 
         check_storage(storage)
+    if copy_to:
+        from cifartune.copies import check_copy_uri
+
+        check_copy_uri(copy_to)
     root = prepared(data_dir)
-    run = RunFolder.create(runs, space, name, tracking_uri=uri, storage=storage, sealed=sealed)
+    run = RunFolder.create(
+        runs,
+        space,
+        name,
+        tracking_uri=uri,
+        storage=storage,
+        sealed=sealed,
+        copy_uri=copy_to,
+    )
     try:
         yield run, root
     except BaseException:

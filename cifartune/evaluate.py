@@ -20,6 +20,7 @@ from cifartune.data.cifar10 import LabelledImages
 from cifartune.data.looks import looks
 from cifartune.data.splits import Splits
 from cifartune.data.test_set import look_at_test, why_not
+from cifartune.errors import UserError
 from cifartune.files import write_atomically
 from cifartune.final_models import model_files
 from cifartune.refit import Candidate
@@ -153,6 +154,21 @@ def save_predictions(predictions: Predictions, path: Path) -> None:
     buffer = io.BytesIO()
     np.savez_compressed(buffer, allow_pickle=False, **predictions)
     write_atomically(path, buffer.getvalue())
+
+
+def refuse_another_look(run: RunFolder, trial: int) -> None:
+    """Makes sure that the models of a trial were not judged on the test set before.
+
+    Raises:
+        UserError: They were; says when, and with what outcome.
+    """
+    if seen := run.looks_for(trial):
+        accuracy = Accuracy(**seen[-1]["models"]["folds"]["accuracy"])
+        raise UserError(
+            f"{run.name}: the winner, trial {trial}, was evaluated at {seen[-1]['time']}: "
+            f"{accuracy}; a second look at the same images tells nothing new. To look all the "
+            "same: --again"
+        )
 
 
 def why_no_look(run: RunFolder, space: SearchSpace, winner: int, data_root: Path) -> str | None:

@@ -35,4 +35,9 @@ def write_atomically(path: Path, content: bytes | str, *, mode: int = 0o666) -> 
 
 def leftovers(folder: Path) -> list[Path]:
     """What processes that were killed while they wrote a file left in `folder` or below."""
-    return [p for p in folder.rglob(".*") if re.fullmatch(r"\.[0-9a-f]{32}", p.name)]
+    return [path for path in folder.rglob(".*") if is_leftover(path)]
+
+
+def is_leftover(path: Path) -> bool:
+    """Whether a file is one of those, by its name, or is being written."""
+    return bool(re.fullmatch(r"\.[0-9a-f]{32}", path.name))

@@ -20,7 +20,6 @@ from cifartune.errors import UserError, first_line
 from cifartune.files import PRIVATE, write_atomically
 from cifartune.locks import file_lock, is_locked
 from cifartune.programs import program
-from cifartune.statistics import Accuracy
 
 TIDY_SECONDS = 120.0
 """How long a search may be held for its MLflow runs alone: a server that hangs takes a minute."""
@@ -70,6 +69,7 @@ class RunFolder:
         tracking_uri: str = "",
         storage: str = "",
         sealed: bool = False,
+        copy_uri: str = "",
     ) -> "RunFolder":
         """Makes the folder of a new run and writes the space and the run's identity into it.
 
@@ -80,6 +80,7 @@ class RunFolder:
             tracking_uri: Where the run is logged, and goes on to be when it is resumed.
             storage: The Optuna storage URL of the database with its study. Empty: a file in it.
             sealed: Whether the search ends without a look at the test set.
+            copy_uri: The file system and folder where a copy is kept up to date. Empty: none is.
 
         Raises:
             UserError: `name` is taken, or the folder cannot be written.
@@ -94,6 +95,7 @@ class RunFolder:
             ) from None
         identity = {"id": uuid.uuid4().hex, "tracking_uri": tracking_uri, "storage": storage}
         identity |= {"sealed": "yes"} if sealed else {}
+        identity |= {"copy_uri": copy_uri} if copy_uri else {}
         text = dump_space(space)
         folder._identify({**identity, "spaces": [_digest(text.encode())]})
         write_atomically(folder.space_file, text)
@@ -283,6 +285,11 @@ class RunFolder:
         return self._identity("tracking_uri")
 
     @property
+    def copy_uri(self) -> str:
+        """Where a copy of the folder is kept up to date, in a folder of its name; or empty."""
+        return self._identity("copy_uri")
+
+    @property
     def is_sealed(self) -> bool:
         """Whether the search ends without a look at the test set."""
         return bool(self._identity("sealed"))
@@ -320,20 +327,6 @@ class RunFolder:
     def test_predictions(self, look: int) -> Path:
         """What the final models said of the test images in one of the looks, counted from 1."""
         return self.path / "test_predictions" / f"look-{look}.npz"
-
-    def refuse_another_look(self, trial: int) -> None:
-        """Makes sure that the models of a trial were not judged on the test set before.
-
-        Raises:
-            UserError: They were; says when, and with what outcome.
-        """
-        if looks := self.looks_for(trial):
-            accuracy = Accuracy(**looks[-1]["models"]["folds"]["accuracy"])
-            raise UserError(
-                f"{self.name}: the winner, trial {trial}, was evaluated at {looks[-1]['time']}: "
-                f"{accuracy}; a second look at the same images tells nothing new. To look all the "
-                "same: --again"
-            )
 
     def read_plan(self) -> dict[str, Any] | None:
         """The plan that was kept; None where there is none that can be read: it stands beside."""

@@ -13,11 +13,13 @@ from rich.console import Console
 
 from cifartune.clock import Clock
 from cifartune.config import SearchSpace
+from cifartune.copies import copied
 from cifartune.data import load_train
 from cifartune.data.splits import Splits, splits_of
 from cifartune.data.test_set import why_not
 from cifartune.data.used import used_images
 from cifartune.errors import Interrupted, UserError
+from cifartune.events import Observer
 from cifartune.files import leftovers, write_atomically
 from cifartune.interrupt import ctrl_c
 from cifartune.logs import log_to
@@ -74,6 +76,7 @@ class Search:
         self._started = time.monotonic() if started is None else started
         self._stop = threading.Event()
         self._clock = Clock(run.clock)
+        self._observers: list[Observer] = []
 
     def run(self) -> dict[str, Any]:
         """Runs or resumes the search to its end.
@@ -104,10 +107,12 @@ class Search:
             UserError: The winner was evaluated before, the refit is not done, the test images are
                 not there, or another process is at the search.
         """
+        from cifartune.evaluate import refuse_another_look
+
         run = self.run_folder
         with self._locked(), self._logged():
             if not again:
-                run.refuse_another_look(run.winner)
+                refuse_another_look(run, run.winner)
             if not self.space.stand_in and (why := why_not(self._data_root)):
                 raise why
             self._open()
@@ -126,12 +131,16 @@ class Search:
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        """Holds the search's folder, without what a killed process left half-written."""
+        """Holds the search's folder, without what a killed process left half-written.
+
+        Where a copy of it is kept, that is brought up to date until the block ends.
+        """
         run = self.run_folder
         with run.locked(self.console.print):
             for path in leftovers(run.path):
                 path.unlink(missing_ok=True)
-            yield
+            with copied(run, self._note):
+                yield
 
     @contextmanager
     def _logged(self) -> Iterator[None]:

@@ -13,6 +13,7 @@ import pytest
 from cifartune import runs as runs_module
 from cifartune.config import SearchSpace, load_space, smoke_space
 from cifartune.errors import UserError
+from cifartune.evaluate import refuse_another_look
 from cifartune.runs import RunFolder
 
 EVERYTHING: dict[str, Any] = {
@@ -133,12 +134,12 @@ def test_a_look_is_of_the_models_that_are_there(tmp_path: Path, space: SearchSpa
     run.evaluation.write_text(json.dumps([look]))
     assert run.looks_for(3) == [look] and run.looks_for(4) == []
     with pytest.raises(UserError, match=r"trial 3, was evaluated at then: 90.00%.*--again"):
-        run.refuse_another_look(3)
+        refuse_another_look(run, 3)
     more = run.all_images(3) / "weights.safetensors"
     more.parent.mkdir()
     more.write_bytes(b"two")
     assert run.looks_for(3) == []
-    run.refuse_another_look(3)
+    refuse_another_look(run, 3)
 
 
 @pytest.mark.parametrize(

@@ -68,6 +68,15 @@ def search(
             "--sealed", help="Leave the test set closed; cifartune evaluate opens it another day."
         ),
     ] = False,
+    copy_to: Annotated[
+        str,
+        typer.Option(
+            metavar="URI",
+            help="Keep a copy of the run's folder there, such as s3://bucket/runs: "
+            "cifartune restore brings it back.",
+            show_default=False,
+        ),
+    ] = "",
     quiet: QuietOption = False,
     json_lines: JsonLinesOption = False,
 ) -> None:
@@ -89,6 +98,7 @@ def search(
             data_dir=data_dir,
             address=address,
             sealed=sealed,
+            copy_to=copy_to,
         ) as (run, root):
             _run(space, run, root, address, chosen_output(quiet, json_lines))
 
@@ -126,6 +136,18 @@ def resume(
             wanted.append(f"search.time_budget={'null' if time_budget == 'none' else time_budget}")
         space = space_to_resume(run, wanted, _tell)
         _run(space, run, prepared(data_dir), address, chosen_output(quiet, json_lines))
+
+
+@app.command()
+def restore(
+    uri: Annotated[str, typer.Argument(help="The copy of a run, such as s3://bucket/runs/quick.")],
+    runs: RunsOption = Path("runs"),
+) -> None:
+    """Bring a run's folder back from the copy that search --copy-to kept of it."""
+    from cifartune import copies
+
+    run = copies.restore(uri, runs)
+    typer.echo(f"{run.path}: restored; go on with: {run.resume_command}")
 
 
 @app.command()

@@ -14,7 +14,7 @@ def _a_folder(runs: Path) -> Path:
     if re.match(r"\w+:/", str(runs)):
         raise UserError(
             f"--runs {runs}: runs are kept in a folder, not at an address; the other machines of a "
-            "cluster need not see it"
+            "cluster need not see it. To keep a copy at an address: --copy-to"
         )
     return runs
 

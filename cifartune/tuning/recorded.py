@@ -36,7 +36,7 @@ def recorded_trials(run: RunFolder) -> list[FrozenTrial]:
         database: BaseStorage | None = None
         try:
             if run.has_own_study:
-                _copy_database(run.study, Path(folder) / run.study.name)
+                copy_database(run.study, Path(folder) / run.study.name)
             database = open_storage(url)
             return optuna.load_study(study_name=run.study_name, storage=database).get_trials()
         except (UserError, SQLAlchemyError, StorageInternalError, sqlite3.Error) as error:
@@ -69,7 +69,7 @@ def recorded_study(run: RunFolder, space: SearchSpace) -> TrialStudy:
     return TrialStudy(space, recorded=trials)
 
 
-def _copy_database(path: Path, copy: Path) -> None:
+def copy_database(path: Path, copy: Path) -> None:
     """Copies a SQLite file as of one moment: the search may be running, or its folder read-only."""
     # Without a log nobody is at it, and to ask for one would make one.
     mode = "mode=ro" if Path(f"{path}-wal").exists() else "immutable=1"
