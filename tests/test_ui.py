@@ -119,7 +119,12 @@ def test_the_search_says_what_it_is_about(context: BrowserContext, address: str)
     expect(page.get_by_text(re.compile(r"\([0-9a-f]{8}\)")).first).to_be_visible()  # the dataset
 
 
-def test_what_is_not_there_is_told(tmp_path: Path, runs: Path) -> None:
+def test_what_is_not_there_is_told(
+    tmp_path: Path, runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(
+        "MLFLOW_TRACKING_URI", raising=False
+    )  # MLflow keeps there where others logged
     refused = cifartune("ui", "quick", cwd=tmp_path)
     assert refused.returncode == 2 and "no run is called quick" in refused.stderr
     with pytest.raises(UserError, match=r"mlflow\.db: there is no MLflow store; a search makes it"):
