@@ -17,6 +17,7 @@ from cifartune import copies
 from cifartune.copies import Copy, check_copy_uri, copied, restore
 from cifartune.errors import UserError
 from cifartune.runs import RunFolder
+from cifartune.tuning.jobs import LOGITS
 from cifartune.tuning.recorded import recorded_trials
 
 
@@ -200,16 +201,16 @@ def test_a_search_goes_on_where_its_machine_was_lost(
         command, cwd=lost, env=os.environ | environment, stdout=subprocess.DEVNULL
     ) as process:
         try:
-            # A fold is done, and the rest is not.
+            # A fold is done: its logits are written last. The rest is not.
             done = tmp_path / "else where" / "copies" / "quick-smoke" / "refit"
-            wait_for(lambda: any(done.rglob("weights.safetensors")), 250.0)
+            wait_for(lambda: any(done.rglob(LOGITS)), 250.0)
         finally:
             process.kill()
     shutil.rmtree(lost)
     restored = cifartune("restore", f"{uri}/quick-smoke", cwd=new)
     assert restored.returncode == 0, restored.stderr
     run = RunFolder(new / "runs" / "quick-smoke")
-    kept, folds = recorded_trials(run), sorted(run.refit.rglob("weights.safetensors"))
+    kept, folds = recorded_trials(run), sorted(run.refit.rglob(LOGITS))
     written = [path.stat().st_mtime_ns for path in folds]
     assert [trial.state.is_finished() for trial in kept] == [True, True]
     resumed = cifartune("resume", "quick-smoke", cwd=new, timeout=280, **environment)
