@@ -153,29 +153,37 @@ class _Proposals(Unpickled, Searcher):
         self._deadline = time.monotonic() + (math.inf if seconds is None else seconds)
         self.error: UserError | None = None
         """Why no further trial could be proposed."""
+        self._is_exhausted = False
+        self._open: set[str] = set()  # Tune's names of the trials that have not ended
         self._unfinished = [
             Proposal(trial.number, study.recipe(trial))
             for trial in study.trials
             if trial.state is TrialState.RUNNING
         ]
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str:  # type: ignore[override]
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
         if self._stop.is_set() or time.monotonic() >= self._deadline:
             return Searcher.FINISHED
-        if self._unfinished:
-            proposal = self._unfinished.pop(0)
-        elif self._study.trials_left > 0:
-            try:
-                proposal = self._study.propose()
-            except SpaceExhausted:
-                return Searcher.FINISHED
-            except UserError as error:  # trials under way still end in order
-                self.error = error
-                return Searcher.FINISHED
-        else:
-            return Searcher.FINISHED
+        proposal = self._next()
+        if proposal is None:  # a trial under way may die, and is then to be handed out again
+            return None if self._open else Searcher.FINISHED
+        self._open.add(trial_id)
         # As one text: Tune copies, flattens and formats what it is given, field by field.
         return {"number": proposal.number, "recipe": proposal.recipe.model_dump_json()}
+
+    def _next(self) -> Proposal | None:
+        if self._unfinished:
+            return self._unfinished.pop(0)
+        if self._is_exhausted or self._study.trials_left <= 0:
+            return None
+        try:
+            return self._study.propose()
+        except SpaceExhausted:
+            pass
+        except UserError as error:  # trials under way still end in order
+            self.error = error
+        self._is_exhausted = True
+        return None
 
     def again(self, number: int) -> None:
         """Hands out once more an unfinished trial that Tune has given up."""
@@ -184,7 +192,8 @@ class _Proposals(Unpickled, Searcher):
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Nothing: the ledger has written it by now."""
+        """Remembers that it ended: the ledger has written how."""
+        self._open.discard(trial_id)
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the study is the state."""

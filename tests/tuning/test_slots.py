@@ -22,6 +22,7 @@ import torch
 from optuna.trial import FrozenTrial, TrialState
 from ray.train import ControllerError
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
+from ray.tune import FailureConfig
 from ray.util import placement_group_table
 from sparse_data import write_splits, write_train
 
@@ -509,6 +510,19 @@ def test_a_trial_goes_on_when_its_process_is_killed(
         assert sorted(trial.intermediate_values) == [1, 2, 3]
     # The epochs that were under way are trained again, and no others.
     assert len(killer.epochs) <= 3 * 3 + pool.shape.count
+    assert sorted(n for what, n in killer.heard if what == "end") == [0, 1, 2]
+
+
+def test_the_last_trial_goes_on_though_tune_gives_it_up(
+    pool: SlotPool, tmp_path: Path, job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it does where the process dies before the trial begins: here, whenever it dies."""
+    never = FailureConfig(max_failures=0)
+    monkeypatch.setattr("cifartune.tuning.search.tune.FailureConfig", lambda **_: never)
+    killer = Killer(("epoch", 2))
+    trials = search_with_kills(killer, 3, pool, tmp_path, job)
+    assert killer._moments == []
+    assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 3, trials
     assert sorted(n for what, n in killer.heard if what == "end") == [0, 1, 2]
 
 
