@@ -231,8 +231,6 @@ class _Record:
         self._directions = directions
         self._distributions = distributions
         self._before = before
-        self._known: list[FrozenTrial] = []
-        self._ids: list[int] = []
         self._forget()
 
     def of(self, trials: Sequence[FrozenTrial]) -> optuna.Study:
@@ -262,7 +260,10 @@ class _Record:
         step = -(-len(finished) // SHOWN)
         if step < 2:
             return []
-        best = set(heapq.nlargest(BEST, finished, key=lambda n: self._rank(self._known[n])))
+        for number in finished:
+            if number not in self._ranks:
+                self._ranks[number] = self._rank(self._known[number])
+        best = set(heapq.nlargest(BEST, finished, key=self._ranks.__getitem__))
         return [n for n in finished if n % step and n not in best]
 
     def _rank(self, trial: FrozenTrial) -> tuple[bool, bool, int, float]:
@@ -284,7 +285,9 @@ class _Record:
         self._storage = _Shown()
         self._study = optuna.create_study(storage=self._storage, directions=self._directions)
         self._study.add_trials(self._before)
-        self._known, self._ids = [], []
+        self._known: list[FrozenTrial] = []
+        self._ids: list[int] = []
+        self._ranks: dict[int, tuple[bool, bool, int, float]] = {}
 
     def _finish(self, trial_id: int, trial: FrozenTrial) -> None:
         for epoch, value in trial.intermediate_values.items():
