@@ -3,7 +3,7 @@
 import copy
 import heapq
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -200,14 +200,26 @@ class Proposer:
 
 
 class _Shown(InMemoryStorage):
-    """Trials in memory, of which some are hidden from whoever asks for all of them."""
+    """The trials of one study in memory, of which samplers are shown some, and what comes later."""
 
-    hidden: frozenset[int] = frozenset()
-    """Their ids."""
+    def __init__(self) -> None:
+        super().__init__()
+        self._shown: list[int] = []
+        self._count = 0
 
-    def get_all_trials(self, *args: Any, **options: Any) -> list[FrozenTrial]:
-        trials = super().get_all_trials(*args, **options)
-        return [t for t in trials if t._trial_id not in self.hidden] if self.hidden else trials
+    def show(self, study_id: int, numbers: list[int]) -> None:
+        """Hides all trials of now but these; in a storage of one study, numbers are ids."""
+        self._shown = numbers
+        self._count = len(super().get_all_trials(study_id, deepcopy=False))
+
+    def get_all_trials(
+        self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
+    ) -> list[FrozenTrial]:
+        trials = super().get_all_trials(study_id, deepcopy=False)
+        trials = [trials[number] for number in self._shown] + trials[self._count :]
+        if states is not None:
+            trials = [trial for trial in trials if trial.state in states]
+        return copy.deepcopy(trials) if deepcopy else trials
 
 
 class _Record:
@@ -237,34 +249,31 @@ class _Record:
         """The study of `trials`, in which one trial may be asked for until the next call."""
         if self._is_another(trials):
             self._forget()
-        self._storage.hidden = frozenset()
-        # What was asked for is not a trial yet: samplers do not look at those that failed.
-        recorded = set(self._ids)
-        for asked in self._study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
-            if asked._trial_id not in recorded:
-                self._storage.set_trial_state_values(asked._trial_id, TrialState.FAIL)
         for here, old, new in zip(self._ids, self._known, trials, strict=False):
-            if new.state.is_finished() and not old.state.is_finished():
+            if new is not old and new.state.is_finished() and not old.state.is_finished():
                 self._finish(here, new)
         for trial in trials[len(self._known) :]:
             told = _as_sampled_from(self._distributions, trial)
             self._ids.append(self._storage.create_new_trial(self._study._study_id, told))
         self._known = list(trials)
-        self._storage.hidden = frozenset(self._ids[number] for number in self._dispensable())
+        # What was asked for in an earlier call has become one of the trials, or nothing.
+        hidden = self._dispensable()
+        recorded = [id_ for number, id_ in enumerate(self._ids) if number not in hidden]
+        self._storage.show(self._study._study_id, [*range(len(self._before)), *recorded])
         return self._study
 
-    def _dispensable(self) -> list[int]:
+    def _dispensable(self) -> set[int]:
         """The numbers of ended trials that a sampler does without: a function of the trials."""
         ended = (TrialState.COMPLETE, TrialState.PRUNED)
         finished = [n for n, trial in enumerate(self._known) if trial.state in ended]
         step = -(-len(finished) // SHOWN)
         if step < 2:
-            return []
+            return set()
         for number in finished:
             if number not in self._ranks:
                 self._ranks[number] = self._rank(self._known[number])
         best = set(heapq.nlargest(BEST, finished, key=self._ranks.__getitem__))
-        return [n for n in finished if n % step and n not in best]
+        return {n for n in finished if n % step and n not in best}
 
     def _rank(self, trial: FrozenTrial) -> tuple[bool, bool, int, float]:
         """Higher for what TPE holds to be better."""
