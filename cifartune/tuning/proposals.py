@@ -243,6 +243,9 @@ class _Record:
         self._directions = directions
         self._distributions = distributions
         self._before = before
+        self._known: list[FrozenTrial] = []
+        self._ids: list[int] = []
+        self._ranks: dict[int, tuple[bool, bool, int, float]] = {}
         self._forget()
 
     def of(self, trials: Sequence[FrozenTrial]) -> optuna.Study:
@@ -294,9 +297,7 @@ class _Record:
         self._storage = _Shown()
         self._study = optuna.create_study(storage=self._storage, directions=self._directions)
         self._study.add_trials(self._before)
-        self._known: list[FrozenTrial] = []
-        self._ids: list[int] = []
-        self._ranks: dict[int, tuple[bool, bool, int, float]] = {}
+        self._known, self._ids, self._ranks = [], [], {}
 
     def _finish(self, trial_id: int, trial: FrozenTrial) -> None:
         for epoch, value in trial.intermediate_values.items():
