@@ -2,13 +2,14 @@
 
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 from hypothesis import settings
-from searches import QUICK, cifartune
+from searches import QUICK, cifartune, kill_what_was_started
 
 from cifartune.config import Recipe
 from cifartune.data import LabelledImages, default_root, load_train
@@ -27,6 +28,13 @@ def pytest_collection_finish() -> None:
     """Small tensors gain nothing by threads, and lose much where others use the cores too."""
     if torch := sys.modules.get("torch"):
         torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def no_search_goes_on() -> Iterator[None]:
+    """A test that fails leaves no search behind, which would slow down all that come after."""
+    yield
+    kill_what_was_started()
 
 
 @pytest.fixture(scope="session")

@@ -2,12 +2,15 @@
 
 import json
 import os
+import signal
 import sqlite3
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+_started: list["subprocess.Popen[str]"] = []
 
 QUICK = Path(__file__).parent.parent / "search_spaces" / "quick.yaml"
 
@@ -31,9 +34,9 @@ def started(
 ) -> "subprocess.Popen[str]":
     """Starts the command line in a process group of its own, to be followed line by line.
 
-    `within` is a command that runs another.
+    `within` is a command that runs another. What still runs when the test ends is killed then.
     """
-    return subprocess.Popen(
+    search = subprocess.Popen(
         [*within, sys.executable, "-m", "cifartune", *map(str, arguments)],
         cwd=cwd,
         stdout=subprocess.PIPE,
@@ -42,6 +45,17 @@ def started(
         start_new_session=True,
         env={**os.environ, "COLUMNS": "80", "PYTHONUNBUFFERED": "1", **environment},
     )
+    _started.append(search)
+    return search
+
+
+def kill_what_was_started() -> None:
+    """Ends the process groups of the commands that `started` began and nobody waited for."""
+    while _started:
+        search = _started.pop()
+        if search.poll() is None:
+            os.killpg(search.pid, signal.SIGKILL)
+            search.communicate()
 
 
 def logged_states(store: Path) -> list[tuple[str, str]]:

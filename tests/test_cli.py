@@ -277,7 +277,7 @@ def test_ctrl_c_keeps_everything_and_resume_goes_on(tmp_path: Path, data_root: P
 @pytest.mark.slow
 def test_ctrl_c_twice_ends_at_once_and_loses_nothing(tmp_path: Path, data_root: Path) -> None:
     # An epoch takes ten seconds or more, which nobody waits for.
-    long = SMALL.replace("train_subset: 2000", "train_subset: 45000").replace(
+    long = SMALL.replace("train_subset: 2000", "train_subset: 30000").replace(
         "epochs: 3", "epochs: 9"
     )
     (tmp_path / "small.yaml").write_text(long.replace("resolution: 16", "resolution: 32"))
