@@ -8,6 +8,9 @@ from cifartune.statistics import Interval
 MODELS = {"folds": "fold ensemble", "all_images": "all images", "snapshots": "snapshots"}
 """What the final models are called."""
 
+SMALLEST_P = 0.0001
+"""A p value below it is not told apart from smaller ones."""
+
 
 def verdict_lines(result: dict[str, Any]) -> Iterator[str]:
     """The winner against the baseline and the next best, in words.
@@ -42,7 +45,7 @@ def verdict_lines(result: dict[str, Any]) -> Iterator[str]:
             f"({_points(by['low'])} to {_points(by['high'])})"
         )
         yield (
-            f"  p {verdict['folds_p']:.2g} on folds, {verdict['images']['p']:.2g} on "
+            f"  p {_p(verdict['folds_p'])} on folds, {_p(verdict['images']['p'])} on "
             f"{verdict['compared_images']:,} images; both must be below {verdict['level']:.2g}"
         )
         if is_by_loss:
@@ -94,3 +97,8 @@ def _interval(accuracy: dict[str, float]) -> str:
 
 def _points(difference: float) -> str:
     return f"{100 * difference:+.2f}"
+
+
+def _p(value: float) -> str:
+    """A p value; of thousands of images it may be too small for a number of the machine."""
+    return f"{value:.2g}" if value >= SMALLEST_P else f"below {SMALLEST_P}"
