@@ -93,7 +93,8 @@ class RunFolder:
                 f"{runs}: cannot write the run there: {error.strerror}; choose another folder with "
                 "--runs"
             ) from None
-        identity = {"id": uuid.uuid4().hex, "tracking_uri": tracking_uri, "storage": storage}
+        identity = {"id": uuid.uuid4().hex, "name": folder.name, "storage": storage}
+        identity |= {"tracking_uri": tracking_uri}
         identity |= {"sealed": "yes"} if sealed else {}
         identity |= {"copy_uri": copy_uri} if copy_uri else {}
         text = dump_space(space)
@@ -166,8 +167,10 @@ class RunFolder:
 
     @property
     def study_name(self) -> str:
-        """The study's name there, which others may share."""
-        return f"cifartune-{self.id}" if self._identity("storage") else self.name
+        """The study's name there, which others may share; it stays when the folder is renamed."""
+        if not self.has_own_study:
+            return f"cifartune-{self.id}"
+        return self._identity("name") or self.name
 
     def has_trials(self) -> bool:
         """Whether a trial is recorded, finished or not.

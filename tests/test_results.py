@@ -1,5 +1,6 @@
 """What a search found, as Python has it."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from cifartune import load
 from cifartune.config import load_space
 from cifartune.data import load_train
 from cifartune.errors import UserError
+from cifartune.report.status import status_of
 from cifartune.runs import RunFolder
 
 
@@ -62,10 +64,16 @@ def test_an_unfinished_search(smoke_run: Path, tmp_path: Path) -> None:
 
 
 def test_a_folder_that_was_renamed(smoke_run: Path, tmp_path: Path) -> None:
-    """Its trials are not said to be none."""
+    """Its trials are known still; of an earlier version's, they are not said to be none."""
     shutil.copytree(smoke_run, tmp_path / "other")
-    with pytest.raises(UserError, match="holds no study called other; was the folder renamed"):
-        load(tmp_path / "other").trials()
+    found = load(tmp_path / "other")
+    assert len(found.trials()) == 2 and status_of(found.run).standing.ended_count == 2
+    identity = json.loads(found.run.identity.read_text())
+    del identity["name"]
+    found.run.identity.write_text(json.dumps(identity))
+    for look in (found.trials, lambda: status_of(found.run)):
+        with pytest.raises(UserError, match="holds no study called other; was the folder renamed"):
+            look()
 
 
 def test_a_search_without_a_trial(smoke_run: Path, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ def recorded_trials(run: RunFolder) -> list[FrozenTrial]:
 
     Raises:
         KeyError: There is no such study yet.
-        UserError: Its database cannot be read.
+        UserError: Its database cannot be read, or has it by another name.
     """
     if run.has_own_study and not run.study.exists():
         raise KeyError(run.study)
@@ -39,6 +39,13 @@ def recorded_trials(run: RunFolder) -> list[FrozenTrial]:
                 copy_database(run.study, Path(folder) / run.study.name)
             database = open_storage(url)
             return optuna.load_study(study_name=run.study_name, storage=database).get_trials()
+        except KeyError:
+            if run.has_own_study and run.has_trials():  # earlier versions did not keep the name
+                raise UserError(
+                    f"{run.study}: holds no study called {run.study_name}; was the folder renamed? "
+                    "Its trials are known by its name of before"
+                ) from None
+            raise
         except (UserError, SQLAlchemyError, StorageInternalError, sqlite3.Error) as error:
             if isinstance(error, UserError) and not run.has_own_study:
                 raise
@@ -60,11 +67,6 @@ def recorded_study(run: RunFolder, space: SearchSpace) -> TrialStudy:
     try:
         trials = recorded_trials(run)
     except KeyError:
-        if run.has_trials():
-            raise UserError(
-                f"{run.study}: holds no study called {run.study_name}; was the folder renamed? Its "
-                "trials are known by its name of before"
-            ) from None
         trials = []  # none yet
     return TrialStudy(space, recorded=trials)
 
