@@ -142,7 +142,11 @@ class RunFolder:
             UserError: There is no run of that name.
         """
         folder = cls(runs / name)
-        if not folder.space_file.exists():
+        try:
+            is_there = folder.space_file.exists()
+        except OSError:  # as of a name that is too long
+            is_there = False
+        if not is_there:
             known = sorted(p.parent.name for p in runs.glob("*/space.yaml"))
             raise UserError(
                 f"{runs}: no run is called {name}; there "
@@ -365,8 +369,8 @@ class RunFolder:
 
     def _read_identity(self) -> dict[str, Any]:
         try:
-            found: dict[str, Any] = json.loads(self.identity.read_text())
-        except (OSError, ValueError) as error:
+            found: dict[str, Any] = dict(json.loads(self.identity.read_text()))
+        except (OSError, ValueError, TypeError) as error:
             raise UserError(f"{self.identity}: cannot be read: {first_line(error)}") from None
         return found
 
