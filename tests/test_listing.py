@@ -42,6 +42,7 @@ FRAME = pd.DataFrame(
         (["value < 5e-1"], [1]),
         (["value!=0.5"], [1, 2, 3]),
         (["trial>0", "trial<=2"], [1, 2]),
+        (["trial==2", "state==complete"], [2]),
         (["state=complete", "value>0.6"], [2]),
         (["whitening=true"], [0, 2, 3]),
         (["failure="], None),
@@ -60,7 +61,7 @@ def test_sorting_and_columns() -> None:
     assert list(select(FRAME, Listing(sort="-value"))["trial"]) == [2, 0, 1, 3]
     assert list(select(FRAME, Listing(sort="value", limit=2))["trial"]) == [1, 0]
     assert list(select(FRAME, Listing(sort="optimizer.name"))["trial"]) == [1, 3, 0, 2]
-    asked = Listing(filters=["value>0.3"], columns=["optimizer.name", "trial"])
+    asked = Listing(filters=["value>0.3"], columns=["optimizer.name", " trial", "trial"])
     assert list(select(FRAME, asked, ["state"]).columns) == ["optimizer.name", "trial"]
     assert list(select(FRAME, Listing(sort="-trial"), ["state"]).columns) == ["state"]
 

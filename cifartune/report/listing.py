@@ -18,6 +18,7 @@ from cifartune.report.event_log import finite
 from cifartune.report.tables import short, show_time
 
 OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
+    "==": operator.eq,
     "!=": operator.ne,
     "<=": operator.le,
     ">=": operator.ge,
@@ -67,7 +68,8 @@ def select(
             name, ascending=not is_falling, kind="stable", na_position="last", key=_sortable
         )
     if wanted.columns is not None:
-        shown = [_column(frame, "--columns", name) for name in wanted.columns]
+        names = [_column(frame, "--columns", name.strip()) for name in wanted.columns]
+        shown = list(dict.fromkeys(names))
     if wanted.limit is not None:
         frame = frame.head(wanted.limit)
     return frame if shown is None else frame[list(shown)]
@@ -111,7 +113,7 @@ def _table(frame: pd.DataFrame, width: int) -> Table:
 
 def _passes(frame: pd.DataFrame, text: str) -> "pd.Series[bool]":
     """Which rows pass a filter; a value that is not there passes none but `!=`."""
-    found = re.fullmatch(r"(.+?)(!=|<=|>=|=|<|>)(.*)", text)
+    found = re.fullmatch(r"(.+?)(==|!=|<=|>=|=|<|>)(.*)", text)
     if not found:
         raise UserError(
             f"--filter {text}: must be COLUMN=VALUE, or with !=, <, <=, > or >= in between"
@@ -123,7 +125,7 @@ def _passes(frame: pd.DataFrame, text: str) -> "pd.Series[bool]":
     try:
         return pd.Series(compare(numbers.astype(float), float(wanted)), index=frame.index)
     except ValueError:  # it is a word
-        if sign not in ("=", "!="):
+        if sign not in ("=", "==", "!="):
             raise UserError(
                 f"--filter {text}: {sign} compares numbers, and {wanted!r} is none; use = or !="
             ) from None
