@@ -111,9 +111,13 @@ UNREADABLE = (
 
 
 def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "F":
+        raise ValueError("its pixels are floating-point numbers, and what is white is not known")
     if image.mode.startswith("I"):  # 16 bits, which Pillow would cut off at 255
-        grey = np.asarray(image).astype(np.float64).clip(0, 65535) / 257
-        return Image.fromarray(grey.round().astype(np.uint8)).convert("RGB")
+        grey = np.asarray(image).astype(np.float64)
+        if grey.min() < 0 or grey.max() > 65535:
+            raise ValueError("its pixels have more than 16 bits")
+        return Image.fromarray((grey / 257).round().astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         coloured = image.convert("RGBA")
         white = Image.new("RGBA", coloured.size, "white")

@@ -125,7 +125,11 @@ def test_files_that_cannot_be_read(original: Image.Image, tmp_path: Path) -> Non
     (tmp_path / "empty.png").touch()
     (tmp_path / "text.png").write_text("no picture")
     (tmp_path / "bomb.png").write_bytes(too_large())
-    broken = [*tmp_path.glob("half.*"), *(tmp_path / f"{n}.png" for n in ("empty", "text", "bomb"))]
+    shares = np.asarray(original.convert("L")).astype(np.float32) / 255
+    Image.fromarray(shares).save(tmp_path / "shares.tif")  # nothing tells that 1 is white
+    Image.fromarray((shares * 2**31).astype(np.int32)).save(tmp_path / "wide.tif")
+    names = ("empty.png", "text.png", "bomb.png", "shares.tif", "wide.tif")
+    broken = [*tmp_path.glob("half.*"), *(tmp_path / name for name in names)]
     for path in broken:
         with pytest.raises(UserError) as refused:
             read_picture(path)

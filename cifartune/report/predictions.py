@@ -41,7 +41,7 @@ def print_predictions(
         )
     console.print(table)
     for note in notes(named, predictions):
-        console.print(note, highlight=False)
+        console.print(note, highlight=False, markup=False)
 
 
 def notes(named: NamedModel, predictions: Sequence[Prediction]) -> list[str]:
