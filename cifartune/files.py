@@ -14,11 +14,16 @@ def write_atomically(path: Path, content: bytes | str, *, mode: int = 0o666) -> 
     """Replaces `path` by `content`; a reader, or a crash, never sees a part of it.
 
     Args:
-        path: The file. Its folder is made where there is none.
+        path: The file, or a link to it. Its folder is made where there is none. What is there and
+            is no file, such as /dev/stdout, is written to, and stays.
         content: Text is written as UTF-8.
         mode: Who may read and write it, as far as the umask allows.
     """
     data = content.encode() if isinstance(content, str) else content
+    if path.exists() and not path.is_file():
+        path.write_bytes(data)
+        return
+    path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{uuid.uuid4().hex}")
     try:

@@ -16,6 +16,19 @@ def test_text_and_bytes_are_written_with_their_folders(tmp_path: Path) -> None:
     assert (tmp_path / "a" / "c.bin").read_bytes() == b"\0"
 
 
+def test_what_is_no_file_is_not_replaced(tmp_path: Path) -> None:
+    """As root, /dev/stdout could be: for all programs, until the machine starts anew."""
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "file")
+    write_atomically(link, "text")
+    assert link.is_symlink() and (tmp_path / "file").read_text() == "text"
+    os.mkfifo(pipe := tmp_path / "pipe")
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    write_atomically(pipe, "text")
+    assert pipe.is_fifo() and os.read(reader, 9) == b"text"
+    os.close(reader)
+
+
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
