@@ -49,8 +49,8 @@ class Copy:
         uri: The file system and a folder of it, where the copies of all runs are.
 
     Raises:
-        UserError: There is no such file system, it cannot be written, or another search's copy is
-            there.
+        UserError: There is no such file system, it cannot be written, or the run itself or another
+            search's copy is there.
     """
 
     def __init__(self, run: RunFolder, uri: str) -> None:
@@ -61,6 +61,13 @@ class Copy:
         self._known: Stamps = {}
         self._system, root = _file_system(uri)
         self._root = f"{root}/{run.name}"
+        if self._system.type_name == "local":
+            target = Path(self._root).resolve()
+            if run.path in (target, *target.parents):
+                raise UserError(
+                    f"--copy-to {without_password(uri)}: is where the run itself is; name another "
+                    "folder"
+                )
         try:
             self._check_owner()
             self._system.create_dir(self._root)

@@ -95,6 +95,14 @@ def test_another_search_of_that_name_keeps_its_copy(run: RunFolder, uri: str) ->
         Copy(run, uri)
 
 
+@pytest.mark.parametrize("place", ["..", ".", "trials"])
+def test_a_run_is_not_copied_into_itself(run: RunFolder, place: str) -> None:
+    before = files_of(run.path)
+    with pytest.raises(UserError, match="is where the run itself is; name another folder"):
+        Copy(run, (run.path / place).resolve().as_uri())
+    assert files_of(run.path) == before
+
+
 def test_what_cannot_be_written_is_told_and_tried_again(
     run: RunFolder, uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
