@@ -127,8 +127,8 @@ def train(
         The run, which trains an epoch for each `EpochResult` that is asked for, and has `.model`.
 
     Raises:
-        UserError: The recipe breaks a rule, there are not as many images, or the network cannot be
-            had.
+        UserError: The recipe breaks a rule, there are not as many images, or the device or the
+            network cannot be had.
     """
     from cifartune.config import Recipe, load_space, make_recipe
     from cifartune.report.download import prepared

@@ -30,7 +30,7 @@ class TrainingRun:
         device: Default: the GPU where there is one.
 
     Raises:
-        UserError: There are not as many images, or the network cannot be had.
+        UserError: There are not as many images, or the device or the network cannot be had.
     """
 
     def __init__(
@@ -51,6 +51,9 @@ class TrainingRun:
                 f"train: images={images}, validation={validation}: two training images are needed "
                 f"at least, and there are {count:,} images for both"
             )
+        if not 0 <= seed < 2**32:
+            raise UserError(f"train: seed={seed}: must be between 0 and 2**32 - 1")
+        where = None if device is None else _device(device)
         splits = make_splits(
             data.labels, validation=validation, train_subset=images, folds=2, seed=seed
         )
@@ -60,7 +63,6 @@ class TrainingRun:
             train=torch.from_numpy(splits.train),
             validation=torch.from_numpy(splits.validation),
         )
-        where = None if device is None else torch.device(device)
         try:
             self._trainer = Trainer(recipe, split, device=where)
         except UnfitNetwork as error:
@@ -117,3 +119,12 @@ class TrainingRun:
             OSError: It cannot be written.
         """
         save_classifier(self._trainer.classifier, Path(path), epochs=self._trainer.epoch)
+
+
+def _device(name: str | torch.device) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch raises either
+        raise UserError(f"train: device={name}: {first_line(error)}") from None
+    return device

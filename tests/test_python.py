@@ -93,14 +93,16 @@ def test_a_recipe_that_breaks_rules(recipe: Any, message: str) -> None:
         ({"images": 49_000}, "images=49000, validation=5000: .*there are 50,000 images for both"),
         ({"images": 1}, "two training images are needed"),
         ({"validation": -1}, "two training images are needed"),
+        ({"seed": -1}, r"^train: seed=-1: must be between 0 and "),
+        ({"device": "gpu"}, "^train: device=gpu: .*device"),
     ],
 )
-def test_images_that_are_not_there(
-    options: dict[str, int], message: str, data_root: Path, monkeypatch: pytest.MonkeyPatch
+def test_options_that_are_refused(
+    options: dict[str, Any], message: str, data_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CIFARTUNE_DATA", str(data_root))
     with pytest.raises(UserError, match=message):
-        train(BASE, **options)  # type: ignore[arg-type]
+        train(BASE, **options)
 
 
 def test_training_on_all_images_listens_to_none(
