@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from cifartune.errors import UserError, first_line
 from cifartune.files import write_atomically
 
 KEEP_SECONDS = 5.0
@@ -18,11 +19,24 @@ class Clock:
 
     Args:
         path: The file; what it holds is carried on.
+
+    Raises:
+        UserError: It cannot be read.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self.seconds: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
+        self.seconds: dict[str, float] = {}
+        if not path.exists():
+            return
+        try:
+            kept = json.loads(path.read_text())
+            self.seconds = {stage: float(seconds) for stage, seconds in kept.items()}
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"{path}: cannot be read: {first_line(error)}; without it, no time is known to "
+                "have been spent"
+            ) from None
 
     @contextmanager
     def time(self, stage: str, start: float | None = None) -> Iterator[None]:

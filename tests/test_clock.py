@@ -7,7 +7,10 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from cifartune.clock import Clock
+from cifartune.errors import UserError
 
 
 def test_stages_add_up_over_processes(tmp_path: Path) -> None:
@@ -18,6 +21,14 @@ def test_stages_add_up_over_processes(tmp_path: Path) -> None:
     second = Clock(tmp_path / "clock.json")
     second.add("search", 3.0)
     assert second.totals() == {"start": 2.0, "search": 3.0, "total": 5.0}
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"search": null}'])
+def test_a_damaged_file(content: str, tmp_path: Path) -> None:
+    path = tmp_path / "clock.json"
+    path.write_text(content)
+    with pytest.raises(UserError, match=r"clock\.json: cannot be read: "):
+        Clock(path)
 
 
 def test_a_killed_process_loses_seconds_alone(tmp_path: Path) -> None:

@@ -65,7 +65,9 @@ def best_of(run: RunFolder) -> Best:
     space = load_space(run.space_file)
     study = recorded_study(run, space)
     outcome = run.outcome if run.result.exists() else None
-    leading = [study.trials[outcome["winner_trial"]]] if outcome else study.best()
+    leading = study.trials[run.winner : run.winner + 1] if outcome else study.best()
+    if outcome and not leading:
+        raise UserError(f"{run.study}: has no trial {run.winner}, which {run.result} says has won")
     if not leading:
         raise UserError(f"{run.name}: no trial has a value yet; look again: cifartune status")
     trial = leading[0]
