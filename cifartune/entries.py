@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -131,8 +132,9 @@ def _find_logged(run_id: str, runs: Path, uri: str) -> tuple[RunFolder, int | No
         raise UserError(f"{run_id}: is {key}; name the run of a search, a refit or a trial")
     for path in sorted(runs.glob("*/run.json")):
         run = RunFolder(path.parent)
-        if run.id == search:
-            return run, int(match[1]) if match[1] else None
+        with suppress(UserError):  # of another search, whatever that is
+            if run.id == search:
+                return run, int(match[1]) if match[1] else None
     raise UserError(
         f"{run_id}: the folder of its search is not in {runs}; say where it is with --runs"
     )
