@@ -230,6 +230,8 @@ def restore(uri: str, runs: Path) -> RunFolder:
     shown = without_password(uri)
     system, root = _file_system(uri)
     name = root.rpartition("/")[2]
+    if not name:
+        raise UserError(f"{shown}: must end in the name of a run, such as s3://bucket/runs/quick")
     if (runs / name).exists():
         raise UserError(f"{runs / name} exists; choose another folder with --runs")
     temporary = runs / f".{uuid.uuid4().hex}"

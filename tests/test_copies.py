@@ -156,6 +156,8 @@ def test_what_is_no_copy_is_not_restored(run: RunFolder, uri: str, tmp_path: Pat
         restore(f"{uri}/{run.name}", runs)
     with pytest.raises(UserError, match="none: there is no copy of a run"):
         restore(f"{uri}/none", runs)
+    with pytest.raises(UserError, match="file:///: must end in the name of a run"):
+        restore("file:///", runs)
     copy.update()
     assert list(runs.iterdir()) == []
 

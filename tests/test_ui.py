@@ -144,5 +144,7 @@ def test_ports_and_hosts() -> None:
     assert free_port("127.0.0.1", port) == port
     with pytest.raises(UserError, match=r"--host 192\.0\.2\.1: cannot listen there"):
         free_port("192.0.2.1", None)
+    with pytest.raises(UserError, match="--host no host: "):
+        free_port("no host", None)
     assert [is_local(host) for host in ("localhost", "127.0.0.1", "::1")] == [True] * 3
     assert [is_local(host) for host in ("0.0.0.0", "192.168.0.1", "example.org")] == [False] * 3

@@ -97,16 +97,19 @@ def free_port(host: str, port: int | None) -> int:
     Raises:
         UserError: It is taken, or `host` is no address of this machine.
     """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        socket.getaddrinfo(host, None, family)
+    except (socket.gaierror, UnicodeError) as error:
+        raise UserError(f"--host {host}: {getattr(error, 'strerror', None) or error}") from None
     for wanted in [port] if port else chain(PORTS, [0]):
         try:
-            with socket.create_server((host, wanted)) as free:
+            with socket.create_server((host, wanted), family=family) as free:
                 return int(free.getsockname()[1])
-        except socket.gaierror as error:
-            raise UserError(f"--host {host}: {error.strerror}") from None
         except OSError as error:
-            is_elsewhere = error.errno == errno.EADDRNOTAVAIL
-            if port or is_elsewhere:
-                option = f"--host {host}" if is_elsewhere else f"--port {port}"
+            is_of_port = error.errno in (errno.EADDRINUSE, errno.EACCES)
+            if port or not is_of_port:
+                option = f"--port {port}" if is_of_port else f"--host {host}"
                 raise UserError(
                     f"{option}: cannot listen there: {os.strerror(error.errno or 0)}; "
                     "leave the option out, and one that is free is taken"
