@@ -13,6 +13,7 @@ from cifartune.config import Recipe, SearchSpace
 from cifartune.config.load import parse_space
 from cifartune.config.problems import hint, nearest
 from cifartune.errors import UserError, first_line
+from cifartune.passwords import without_password
 from cifartune.runs import RunFolder
 from cifartune.tracking import check_server, default_uri
 from cifartune.tracking.lookup import look_up
@@ -93,17 +94,17 @@ def find_original(wanted: str, runs: Path, tracking_uri: str | None = None) -> O
             raise UserError(told) from None
         uri, search_id = tracking_uri or folder.tracking_uri or default_uri(runs), folder.id
         check_server(uri)
-    search = LoggedSearch(uri, search_id)
+    search, shown = LoggedSearch(uri, search_id), without_password(uri)
     if "search" not in search.runs:
         raise UserError(
-            f"{wanted}: the MLflow store {uri} has no run of that search, or it was deleted there; "
-            "name another store with --tracking-uri"
+            f"{wanted}: the MLflow store {shown} has no run of that search, or it was deleted "
+            "there; name another store with --tracking-uri"
         )
     if key in ("", "search"):
         key = _winner(search, wanted)
     if key not in search.runs:
         known = hint(nearest(key, list(search.runs)))
-        raise UserError(f"{wanted}: the search has no run {key} in the MLflow store {uri}{known}")
+        raise UserError(f"{wanted}: the search has no run {key} in the MLflow store {shown}{known}")
     return _original(search, key)
 
 

@@ -15,6 +15,7 @@ from cifartune.errors import UserError
 from cifartune.passwords import without_password
 from cifartune.runs import RunFolder
 from cifartune.tracking import check_server
+from cifartune.tracking.lookup import look_up
 from cifartune.tracking.outbox import Outbox
 from cifartune.tuning.study import check_storage
 
@@ -87,3 +88,5 @@ def test_messages_have_no_password() -> None:
     with pytest.raises(UserError) as away:
         check_storage("postgresql://u:secret@127.0.0.1:9/db")
     assert "secret" not in str(away.value) and "u:***@127.0.0.1:9/db: " in str(away.value)
+    with pytest.raises(UserError, match=r"no MLflow store sqlite:///none\?password=\*\*\*; "):
+        look_up("sqlite:///none?password=secret", "0" * 32)

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 from cifartune.errors import UserError, first_line
+from cifartune.passwords import hidden_in, without_password
 from cifartune.tracking.store import ENVIRONMENT, KEY
 
 
@@ -20,21 +21,18 @@ def look_up(uri: str, run_id: str) -> tuple[str, str]:
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     from mlflow import MlflowClient
-    from mlflow.exceptions import MlflowException
 
+    shown = without_password(uri)
     if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
-        raise UserError(f"{run_id}: there is no MLflow store {uri}; name one with --tracking-uri")
+        raise UserError(f"{run_id}: there is no MLflow store {shown}; name one with --tracking-uri")
     try:
         tags = MlflowClient(uri).get_run(run_id).data.tags
-    except MlflowException as error:
-        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-            told = f"{run_id}: the MLflow store {uri} has no such run; name it with --tracking-uri"
-        else:
-            told = f"{run_id}: the MLflow store {uri} cannot be read: {first_line(error)}"
-        raise UserError(told) from None
     except Exception as error:  # of the database or of the line, whichever store it is
-        told = f"{run_id}: the MLflow store {uri} cannot be read: {first_line(error)}"
-        raise UserError(told) from None
+        if getattr(error, "error_code", "") == "RESOURCE_DOES_NOT_EXIST":
+            told = "has no such run; name it with --tracking-uri"
+        else:
+            told = f"cannot be read: {hidden_in(first_line(error), uri)}"
+        raise UserError(f"{run_id}: the MLflow store {shown} {told}") from None
     if not {"cifartune.search", KEY} <= tags.keys():
-        raise UserError(f"{run_id}: is no run of cifartune's in the MLflow store {uri}")
+        raise UserError(f"{run_id}: is no run of cifartune's in the MLflow store {shown}")
     return tags["cifartune.search"], tags[KEY]

@@ -154,9 +154,8 @@ class LoggedSearch:
         try:
             yield
         except Exception as error:  # of the database, of the line or of the disk, as it comes
-            raise UserError(
-                f"the MLflow store {self.uri} cannot be read: {first_line(error)}"
-            ) from None
+            told = f"the MLflow store {self.uri} cannot be read: {first_line(error)}"
+            raise UserError(hidden_in(told, self.uri)) from None
 
 
 class Trouble(str):
