@@ -98,6 +98,8 @@ def load(name: str | Path, runs: str | Path = "runs") -> "SearchResult":
     from cifartune.runs import RunFolder
 
     path = Path(name)
+    if path.name in ("", ".."):
+        path = path.resolve()
     if len(path.parts) != 1:
         runs, name = path.parent, path.name
     return SearchResult(RunFolder.open(Path(runs), str(name)))

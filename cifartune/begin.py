@@ -1,5 +1,6 @@
 """A new search: what is checked before it, and its folder, which is gone if it never began."""
 
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -42,6 +43,7 @@ def new_run(
     """
     from cifartune.report.download import prepared
 
+    check_folder(runs)
     if name:
         RunFolder.check_name(runs, name)
     check_ahead(space, source, runs, address)
@@ -71,6 +73,19 @@ def new_run(
             if not run.has_trials():  # leave nothing half-made behind
                 shutil.rmtree(run.path, ignore_errors=True)
         raise
+
+
+def check_folder(runs: Path) -> None:
+    """Makes sure that runs are to be kept on a disk: a study is an SQLite database.
+
+    Raises:
+        UserError: It is an address.
+    """
+    if re.match(r"\w+:/", str(runs)):
+        raise UserError(
+            f"--runs {runs}: runs are kept in a folder, not at an address; the other machines of a "
+            "cluster need not see it. To keep a copy at an address: --copy-to"
+        )
 
 
 def check_ahead(space: SearchSpace, source: str, runs: Path, address: str) -> None:

@@ -130,3 +130,8 @@ def test_a_space_that_breaks_rules(space: Any, message: str, tmp_path: Path) -> 
     with pytest.raises(UserError, match=message):
         search(space, runs=tmp_path / "runs")
     assert not (tmp_path / "runs").exists()
+
+
+def test_runs_are_not_kept_at_an_address() -> None:
+    with pytest.raises(UserError, match=r"--runs s3:/bucket/runs: .*not at an address"):
+        search({"name": "a", "base": BASE}, runs="s3://bucket/runs")

@@ -1,5 +1,6 @@
 """What a search found, as Python has it."""
 
+import contextlib
 import json
 import shutil
 from pathlib import Path
@@ -20,6 +21,8 @@ def test_a_finished_search(smoke_run: Path, data_root: Path) -> None:
     found = load(smoke_run)
     assert found.is_finished and "quick-smoke: finished" in repr(found)
     assert load("quick-smoke", runs=smoke_run.parent).space == found.space
+    with contextlib.chdir(smoke_run / "refit"):
+        assert load("..").name == "quick-smoke"
     winner, result = found.run.winner, found.result
     trials = found.trials()
     kept = pd.read_csv(found.run.trials_csv, dtype={"recipe_id": str})

@@ -1,6 +1,5 @@
 """Options that several commands have."""
 
-import re
 from pathlib import Path
 from typing import Annotated
 
@@ -8,14 +7,9 @@ import typer
 
 
 def _a_folder(runs: Path) -> Path:
-    """Refuses an address: a study is an SQLite database, which only a disk can hold."""
-    from cifartune.errors import UserError
+    from cifartune.begin import check_folder
 
-    if re.match(r"\w+:/", str(runs)):
-        raise UserError(
-            f"--runs {runs}: runs are kept in a folder, not at an address; the other machines of a "
-            "cluster need not see it. To keep a copy at an address: --copy-to"
-        )
+    check_folder(runs)
     return runs
 
 
