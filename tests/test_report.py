@@ -155,7 +155,9 @@ def test_an_unfinished_search_says_so_first(tmp_path: Path) -> None:
     assert lines[4].startswith("> Unfinished: 5 of 16 trials have ended")
     assert "resume quick" in "\n".join(lines)
     assert "## Accuracy" not in lines and "## The winner" not in lines
-    assert "Unfinished: 5 of 16" in report(run)
+    page = report(run)
+    assert "Unfinished: 5 of 16" in page
+    assert '"name":"best so far' in page  # of the figures
 
 
 def test_only_failed_trials(tmp_path: Path) -> None:

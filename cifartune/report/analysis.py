@@ -32,7 +32,11 @@ def curves_section(searched: Searched) -> Section:
         from cifartune.report.charts import learning_curves
 
         return learning_curves(
-            curves, searched.metric, rungs=searched.space.rungs, winner=searched.best
+            curves,
+            searched.metric,
+            rungs=searched.space.rungs,
+            winner=searched.best,
+            called=_called(searched),
         )
 
     reached = curves.groupby("trial")["epoch"].max()
@@ -80,7 +84,7 @@ def parameters_section(searched: Searched) -> Section:
             Text(
                 "Each parameter alone. Mind what this hides: the others vary as well, and the "
                 "sampler tries more where it found good values. Blue: complete; grey: stopped "
-                "later; diamond: the best trial."
+                f"later; diamond: the {_called(searched)}."
             )
         )
         having = [name for name in space.parameters if points[name].notna().any()]
@@ -90,12 +94,22 @@ def parameters_section(searched: Searched) -> Section:
             from cifartune.report.charts import parallel_coordinates
 
             return parallel_coordinates(
-                points, space.parameters, searched.metric, space.target.mode, searched.best
+                points,
+                space.parameters,
+                searched.metric,
+                space.target.mode,
+                searched.best,
+                _called(searched),
             )
 
         width = 110 * (len(space.parameters) + 1)
         parts.append(Figure(together, "All parameters together", least_width=max(640, width)))
     return Section(title, parts)
+
+
+def _called(searched: Searched) -> str:
+    """What the trial is called that figures show on top: the best has not won before the end."""
+    return "winner" if searched.winner is not None else "best so far"
 
 
 def _slice(points: pd.DataFrame, searched: Searched, name: str) -> "go.Figure":
@@ -168,7 +182,7 @@ def size_section(searched: Searched) -> Section | None:
     def draw() -> "go.Figure":
         from cifartune.report.charts import size_chart
 
-        return size_chart(sizes, cost, searched.metric, searched.best)
+        return size_chart(sizes, cost, searched.metric, searched.best, _called(searched))
 
     front = sizes[sizes["is_on_front"]].sort_values("cost")
     rows = [

@@ -110,7 +110,12 @@ def slice_chart(
 
 
 def parallel_coordinates(
-    points: pd.DataFrame, parameters: Parameters, metric: str, mode: str, winner: int | None
+    points: pd.DataFrame,
+    parameters: Parameters,
+    metric: str,
+    mode: str,
+    winner: int | None,
+    called: str = "winner",
 ) -> go.Figure:
     """A line a trial across all parameters to the objective at one epoch, coloured by its rank.
 
@@ -122,6 +127,7 @@ def parallel_coordinates(
         metric: The objective's name, the last axis.
         mode: `max` or `min`: which values are good.
         winner: The trial that is drawn on top.
+        called: What it is called.
     """
     figure = new_figure(height=440, margin={"l": 48, "r": 56, "t": 40, "b": 40})
     axes = [*parameters, metric]
@@ -135,7 +141,7 @@ def parallel_coordinates(
         "lower half": (rank > 0.5, PALE, 0.8),
         "upper half": ((rank <= 0.5) & (rank > 0.1), "#7fa8d1", 1.0),
         "best tenth": (rank <= 0.1, BLUE, 1.8),
-        "winner": (points["trial"] == winner, ORANGE, 3.0),
+        called: (points["trial"] == winner, ORANGE, 3.0),
     }
     texts = np.stack(
         [points[name].map(shown_value) for name in parameters]
@@ -157,10 +163,10 @@ def parallel_coordinates(
             x=across,
             y=np.hstack([heights[rows], gap]).ravel(),
             text=told,
-            name=f"{name} ({len(rows):,})" if name != "winner" else name,
+            name=f"{name} ({len(rows):,})" if name != called else name,
             mode="lines",
             line={"color": colour, "width": width},
-            opacity=1.0 if name == "winner" else min(1.0, max(0.4, 80 / len(rows))),
+            opacity=1.0 if name == called else min(1.0, max(0.4, 80 / len(rows))),
             hovertemplate="%{text}<extra></extra>",
         )
     for place, name in enumerate(axes):

@@ -18,7 +18,12 @@ from cifartune.report.frames import COMPLETE, FAILED, STOPPED, UNFINISHED
 
 
 def learning_curves(
-    curves: pd.DataFrame, metric: str, *, rungs: Sequence[int] = (), winner: int | None = None
+    curves: pd.DataFrame,
+    metric: str,
+    *,
+    rungs: Sequence[int] = (),
+    winner: int | None = None,
+    called: str = "winner",
 ) -> go.Figure:
     """The objective after each epoch, a line a trial, coloured by how far the trial got.
 
@@ -27,6 +32,7 @@ def learning_curves(
         metric: The objective's name.
         rungs: The epochs after which trials may be stopped; a line marks each.
         winner: The trial that is drawn on top; the baseline is, in any case.
+        called: What it is called: it has not won before the search is finished.
     """
     figure = new_figure(height=420)
     last = curves.groupby("trial")["epoch"].transform("max")
@@ -50,7 +56,7 @@ def learning_curves(
         baseline = curves[curves["trial"] == 0]
         _curve(figure, baseline, "baseline", metric, INK, 2.2, dash="dot")
     if winner is not None:
-        name = "winner" if winner else "winner, the baseline"
+        name = called if winner else f"{called}, the baseline"
         _curve(figure, curves[curves["trial"] == winner], name, metric, ORANGE, 3)
     for rung in rungs:
         if rung <= curves["epoch"].max():
@@ -89,7 +95,9 @@ def _curve(
     )
 
 
-def size_chart(sizes: pd.DataFrame, cost: str, metric: str, winner: int | None) -> go.Figure:
+def size_chart(
+    sizes: pd.DataFrame, cost: str, metric: str, winner: int | None, called: str = "winner"
+) -> go.Figure:
     """Complete trials: the objective against what the network costs, with the Pareto front."""
     figure = new_figure(height=340)
     front = sizes[sizes["is_on_front"]].sort_values("cost")
@@ -108,7 +116,7 @@ def size_chart(sizes: pd.DataFrame, cost: str, metric: str, winner: int | None) 
     )
     for name, own, colour in (
         ("complete trials", sizes, BLUE),
-        ("winner", sizes[sizes["trial"] == winner], ORANGE),
+        (called, sizes[sizes["trial"] == winner], ORANGE),
     ):
         figure.add_scatter(
             x=own["cost"].to_numpy(float),
