@@ -15,7 +15,12 @@ if TYPE_CHECKING:
 
 
 def notes(space: "SearchSpace") -> list[str]:
-    """The notes on a valid `space`, a line each."""
+    """The notes on a valid `space`, a line each.
+
+    A smoke space has none: they would be of how it was shrunk.
+    """
+    if space.stand_in:
+        return []
     return [note for look in _NOTES for note in look(Parts(space))]
 
 

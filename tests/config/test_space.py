@@ -223,6 +223,7 @@ def test_a_smoke_space_leaves_out_what_acts_after_its_only_epoch() -> None:
 
 def test_a_smoke_space_is_valid_and_small() -> None:
     smoke = smoke_space(parse_space(RESNET, source="resnet"))
+    assert smoke.notes() == []
     assert SearchSpace.model_validate(smoke.model_dump()) == smoke
     assert smoke.name == "resnet-smoke"
     assert (smoke.base.epochs, smoke.base.batch_size, smoke.base.model.resolution) == (2, 128, 16)
