@@ -76,16 +76,19 @@ def new_run(
 
 
 def check_folder(runs: Path) -> None:
-    """Makes sure that runs are to be kept on a disk: a study is an SQLite database.
+    """Makes sure that runs are to be kept on a disk, where a study can be an SQLite database.
 
     Raises:
-        UserError: It is an address.
+        UserError: It is an address, or its path means something else in a database's address.
     """
     if re.match(r"\w+:/", str(runs)):
         raise UserError(
             f"--runs {runs}: runs are kept in a folder, not at an address; the other machines of a "
             "cluster need not see it. To keep a copy at an address: --copy-to"
         )
+    # SQLAlchemy ends the path at a question mark and decodes percents; Optuna fills in braces.
+    if found := re.search(r"[?{}]|%[0-9A-Fa-f]{2}", str(runs.resolve())):
+        raise UserError(f"--runs {runs}: a database cannot have '{found[0]}' in its path")
 
 
 def check_ahead(space: SearchSpace, source: str, runs: Path, address: str) -> None:

@@ -132,6 +132,10 @@ def test_a_space_that_breaks_rules(space: Any, message: str, tmp_path: Path) -> 
     assert not (tmp_path / "runs").exists()
 
 
-def test_runs_are_not_kept_at_an_address() -> None:
+def test_folders_where_no_run_can_be_kept(tmp_path: Path) -> None:
+    for folder, sign in (("what?", r"\?"), ("a%20b", "%20"), ("{x}", "{")):
+        with pytest.raises(UserError, match=f"a database cannot have '{sign}' in its path$"):
+            search({"name": "a", "base": BASE}, runs=tmp_path / folder / "runs")
+    assert not list(tmp_path.iterdir())
     with pytest.raises(UserError, match=r"--runs s3:/bucket/runs: .*not at an address"):
         search({"name": "a", "base": BASE}, runs="s3://bucket/runs")
