@@ -131,7 +131,11 @@ def test_what_is_not_there_is_told(
         find_page(tmp_path, None)
     shutil.copytree(runs / "quick", tmp_path / "quick")
     identity = tmp_path / "quick" / "run.json"
-    identity.write_text(re.sub(r'"id": "\w+"', '"id": "other"', identity.read_text()))
+    text = identity.read_text()
+    identity.write_text(text.replace("mlflow.db", "elsewhere.db"))
+    with pytest.raises(UserError, match=r"elsewhere\.db: there is no MLflow store; .*run\.json"):
+        find_page(tmp_path, "quick")
+    identity.write_text(re.sub(r'"id": "\w+"', '"id": "other"', text))
     with pytest.raises(UserError, match=r"has no run of it; send what is left with: .* sync quick"):
         find_page(tmp_path, "quick")
 

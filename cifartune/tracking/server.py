@@ -63,11 +63,14 @@ def find_page(runs: Path, name: str | None) -> Page:
     """
     run = RunFolder.open(runs, name) if name else None
     uri = run.tracking_uri if run else default_uri(runs)
-    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
-        raise UserError(
-            f"{uri.removeprefix('sqlite:///')}: there is no MLflow store; a search makes it, or "
-            "name the folder of the runs with --runs"
+    file = uri.removeprefix("sqlite:///")
+    if file != uri and not Path(file).exists():
+        told = (
+            f"{run.identity} says that it is there; if it was moved, put its new place there"
+            if run
+            else "a search makes it, or name the folder of the runs with --runs"
         )
+        raise UserError(f"{file}: there is no MLflow store; {told}")
     check_server(uri)
     if run is None:
         return Page(uri, "#/experiments")
