@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 from hypothesis import settings
-from searches import QUICK, cifartune, kill_what_was_started
+from searches import QUICK, cifartune, kill_what_was_started, started_count
 
 from cifartune.config import Recipe
 from cifartune.data import LabelledImages, default_root, load_train
@@ -33,8 +33,9 @@ def pytest_collection_finish() -> None:
 @pytest.fixture(autouse=True)
 def no_search_goes_on() -> Iterator[None]:
     """A test that fails leaves no search behind, which would slow down all that come after."""
+    before = started_count()  # by a fixture of several tests
     yield
-    kill_what_was_started()
+    kill_what_was_started(before)
 
 
 @pytest.fixture(scope="session")

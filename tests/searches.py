@@ -49,9 +49,14 @@ def started(
     return search
 
 
-def kill_what_was_started() -> None:
-    """Ends the process groups of the commands that `started` began and nobody waited for."""
-    while _started:
+def started_count() -> int:
+    """How many commands `started` has begun that `kill_what_was_started` has not ended."""
+    return len(_started)
+
+
+def kill_what_was_started(since: int) -> None:
+    """Ends the process groups of the commands that nobody waited for, but of the first `since`."""
+    while len(_started) > since:
         search = _started.pop()
         if search.poll() is None:
             os.killpg(search.pid, signal.SIGKILL)
