@@ -197,6 +197,11 @@ def dump_space(space: SearchSpace) -> str:
 def dump_briefly(space: SearchSpace) -> str:
     """The text of a file for people, of the same search: what has its default is left out."""
     given = space.model_dump(exclude_defaults=True)
+    if space.objectives:  # each by its name, the default one too
+        given["objectives"] = [
+            {"metric": target.metric, **target.model_dump(exclude_defaults=True)}
+            for target in space.objectives
+        ]
     told = {key: value for key, value in given.items() if value != {} or key == "base"}
     return yaml.dump(told, Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=100)
 
