@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from itertools import pairwise
 from typing import Any
 
 from optuna.trial import FrozenTrial
@@ -191,7 +190,7 @@ class Standing:
                 sum(row.epoch >= epoch for row in rows),
                 sum(row.state == "stopped" and epoch <= row.epoch < after for row in rows),
             )
-            for epoch, after in pairwise([*epochs, float("inf")])
+            for epoch, after in zip(epochs, [*epochs[1:], math.inf], strict=False)  # none of none
         ]
 
     @property
