@@ -521,7 +521,9 @@ def test_several_objectives_from_end_to_end(tmp_path: Path, data_root: Path) -> 
 
     assert "plan           4 trials, about" in result.stdout
     planned, used = outcome["planned"], outcome["used"]
-    assert used["refit_epochs"] == planned["refit_epochs"] == 2 * 2
+    # Two recipes, of which the baseline is one, and the model of all images; or it is a third.
+    assert used["refit_epochs"] == 2 * 2 + 1
+    assert 2 * 2 + 1 <= planned["refit_epochs"] <= 3 * 2 + 1
     assert used["epochs"] == 4 * 2
     assert used["memory"] > 3e8
 

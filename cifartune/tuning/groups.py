@@ -1,14 +1,19 @@
 """A slot's Ray Train run, without the processes that a slot has no use for."""
 
 import os
+import threading
 from typing import Any
 
+import ray
 from ray.train import BackendConfig
 from ray.train.constants import RAY_TRAIN_ENABLE_STATE_TRACKING
 from ray.train.v2._internal.callbacks import DatasetsCallback
+from ray.train.v2._internal.constants import get_env_vars_to_propagate
+from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 from ray.train.v2._internal.state.state_actor import get_or_create_state_actor
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 
 class SlotTrainer(DataParallelTrainer):
@@ -26,6 +31,16 @@ class SlotTrainer(DataParallelTrainer):
     def __init__(self, *args: Any, owns_cluster: bool, **options: Any) -> None:
         super().__init__(*args, **options)
         self._owns_cluster = owns_cluster
+        self._controller: Any = None
+        self._is_ended = False
+        self._lock = threading.Lock()
+
+    def end(self) -> None:
+        """Ends the run wherever it is, also while it waits for room; `fit` raises."""
+        with self._lock:
+            self._is_ended = True
+            if self._controller is not None:
+                ray.kill(self._controller)
 
     def _create_default_callbacks(self) -> list[Any]:
         callbacks = super()._create_default_callbacks()
@@ -35,7 +50,28 @@ class SlotTrainer(DataParallelTrainer):
         if self._owns_cluster:
             policy: Any = _AsksNobody  # mypy sees the configuration of Train V1
             options["scaling_policy"] = policy(self.scaling_config)
-        return super()._initialize_and_run_controller(**options)
+        # As Ray Train does it, which keeps the controller to itself: nobody could end it.
+        controller: Any = ray.remote(TrainController)
+        with self._lock:
+            self._controller = controller.options(
+                num_cpus=0,
+                scheduling_strategy=only_on(this_machine()),
+                runtime_env={"env_vars": get_env_vars_to_propagate()},
+            ).remote(**options)
+            if self._is_ended:
+                ray.kill(self._controller)
+        ray.get(self._controller.run.remote())
+        return ray.get(self._controller.get_result.remote())
+
+
+def this_machine() -> str:
+    """Ray's name of the machine that this process runs on."""
+    return str(ray.get_runtime_context().get_node_id())
+
+
+def only_on(node: str) -> NodeAffinitySchedulingStrategy:
+    """Makes Ray run something on one machine and on no other."""
+    return NodeAffinitySchedulingStrategy(node, soft=False)
 
 
 class _AsksNobody(FixedScalingPolicy):

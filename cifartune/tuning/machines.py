@@ -17,7 +17,8 @@ from ray.util.state import list_jobs, list_placement_groups
 
 from cifartune.data import root_here
 from cifartune.errors import UserError, first_line
-from cifartune.tuning.slots import cause_of, only_on
+from cifartune.tuning.groups import only_on
+from cifartune.tuning.slots import cause_of
 
 logger = logging.getLogger(__name__)
 

@@ -20,9 +20,10 @@ from cifartune.events import Observer
 from cifartune.tuning.board import RETRIES
 from cifartune.tuning.checkpoints import Checkpoints
 from cifartune.tuning.disk import TrialFolders
+from cifartune.tuning.groups import this_machine
 from cifartune.tuning.messages import Failed
 from cifartune.tuning.schedulers import Unpickled, make_scheduler, tune_metric
-from cifartune.tuning.slots import SlotPool, this_machine
+from cifartune.tuning.slots import SlotPool
 from cifartune.tuning.study import (
     Proposal,
     SpaceExhausted,

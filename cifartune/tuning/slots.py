@@ -15,13 +15,18 @@ from typing import Any
 import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cifartune.errors import Interrupted, UserError, first_line
 from cifartune.files import write_atomically
 from cifartune.tuning.board import Board
 from cifartune.tuning.courier import Files
-from cifartune.tuning.groups import SlotTrainer, backend, start_what_runs_share
+from cifartune.tuning.groups import (
+    SlotTrainer,
+    backend,
+    only_on,
+    start_what_runs_share,
+    this_machine,
+)
 from cifartune.tuning.guard import SHARE
 from cifartune.tuning.messages import (
     Failed,
@@ -52,6 +57,9 @@ PROBE_SECONDS = 3600.0
 
 ANSWER_SECONDS = 60.0
 """How long a machine may take to answer: Ray misses one that is lost after up to as long."""
+
+AT_ONCE = 5.0
+"""How long a pool that is to end at once waits for its threads."""
 
 WATCH_SECONDS = 2.0
 """How often the pool looks for slots that hang."""
@@ -112,6 +120,7 @@ class SlotPool:
         """Seconds that an epoch may take before its slot is taken to hang, and killed."""
         self._closing = threading.Event()
         self._alive = shape.count
+        self._trainers: dict[int, SlotTrainer] = {}
         self._absent: set[int] = set()  # slots that died or found no room, and may have come again
         self._lock = threading.Lock()
         self._threads = [
@@ -136,13 +145,19 @@ class SlotPool:
         trace: TracebackType | None,
     ) -> None:
         self._closing.set()
-        if kind is KeyboardInterrupt:
-            return  # at once: what still runs ends with Ray
-        with suppress(ray.exceptions.RayError):
-            ray.get(self.board.close.remote())
-        closing = time.monotonic()
-        for slot, thread in enumerate(self._threads):
-            thread.join(max(0.0, closing + self._grace(slot) - time.monotonic()))
+        if kind is not KeyboardInterrupt:  # or else at once
+            with suppress(ray.exceptions.RayError):
+                ray.get(self.board.close.remote())
+            closing = time.monotonic()
+            for slot, thread in enumerate(self._threads):
+                thread.join(max(0.0, closing + self._grace(slot) - time.monotonic()))
+        # A thread that still waits for Ray when it is shut down would end the whole process.
+        for slot, trainer in self._trainers.items():
+            if self._threads[slot].is_alive():
+                trainer.end()
+        until = time.monotonic() + (AT_ONCE if kind is KeyboardInterrupt else ANSWER_SECONDS)
+        for thread in [*self._threads, self._watcher]:
+            thread.join(max(0.0, until - time.monotonic()))
         if self._mark:
             with suppress(OSError):
                 self._mark.unlink()
@@ -246,7 +261,8 @@ class SlotPool:
             if self._closing.is_set():
                 return ""
             try:
-                self._trainer(slot, start).fit()
+                trainer = self._trainers[slot] = self._trainer(slot, start)
+                trainer.fit()
                 if self._closing.is_set() or self.shape.isolation == "slot":
                     return ""
                 start, deaths = start + 1, 0
@@ -349,11 +365,6 @@ def _end_process(pid: int) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
-def this_machine() -> str:
-    """Ray's name of the machine that this process runs on."""
-    return str(ray.get_runtime_context().get_node_id())
-
-
 def _answers(node: str) -> bool:
     """Whether a machine still does what it is told."""
     there = ray.remote(num_cpus=0, max_retries=0)(lambda: True)
@@ -362,11 +373,6 @@ def _answers(node: str) -> bool:
         return bool(ray.get(there.remote(), timeout=ANSWER_SECONDS))
     except ray.exceptions.RayError:
         return False
-
-
-def only_on(node: str) -> NodeAffinitySchedulingStrategy:
-    """Makes Ray run something on one machine and on no other."""
-    return NodeAffinitySchedulingStrategy(node, soft=False)
 
 
 def cause_of(error: BaseException) -> str:
