@@ -8,6 +8,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -20,7 +21,7 @@ import pytest
 import ray
 import torch
 from optuna.trial import FrozenTrial, TrialState
-from ray.train import ControllerError
+from ray.train import ControllerError, RunConfig, ScalingConfig
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 from ray.tune import FailureConfig
 from ray.util import placement_group_table
@@ -39,6 +40,7 @@ from cifartune.tuning import slots as slots_module
 from cifartune.tuning.checkpoints import Checkpoints
 from cifartune.tuning.cluster import cluster
 from cifartune.tuning.courier import SCRATCH
+from cifartune.tuning.groups import SlotTrainer
 from cifartune.tuning.jobs import LOGITS, WEIGHTS, run_job
 from cifartune.tuning.messages import Failed, Finished, Job, Message, Progress, Verdict
 from cifartune.tuning.search import run_trials
@@ -524,6 +526,31 @@ def test_the_last_trial_goes_on_though_tune_gives_it_up(
     assert killer._moments == []
     assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 3, trials
     assert sorted(n for what, n in killer.heard if what == "end") == [0, 1, 2]
+
+
+def test_a_run_that_waits_for_room_can_be_ended(ray_cluster: str, tmp_path: Path) -> None:
+    """Or else its thread waits for Ray still when that is shut down, which ends the process."""
+
+    def waiting() -> SlotTrainer:
+        return SlotTrainer(
+            lambda config: None,
+            owns_cluster=False,
+            train_loop_config={},
+            scaling_config=ScalingConfig(num_workers=1, resources_per_worker={"CPU": 1000}),
+            run_config=RunConfig(name="room", storage_path=str(tmp_path)),
+        )
+
+    trainer = waiting()
+    with ThreadPoolExecutor() as threads:
+        run = threads.submit(trainer.fit)
+        assert wait_until(lambda: bool(processes("TrainController")))
+        assert not run.done()
+        trainer.end()
+        assert isinstance(run.exception(timeout=20), ray.exceptions.RayActorError)
+    late = waiting()
+    late.end()
+    with pytest.raises(ray.exceptions.RayActorError):
+        late.fit()
 
 
 def test_a_trial_whose_process_is_killed_again_and_again_fails(
