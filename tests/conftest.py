@@ -1,5 +1,6 @@
 """What several tests train on: a slice of the real images where they are prepared."""
 
+import gc
 import json
 import sys
 from collections.abc import Iterator
@@ -35,6 +36,17 @@ def no_search_goes_on() -> Iterator[None]:
     """A test that fails leaves no search behind, which would slow down all that come after."""
     yield
     kill_what_was_started()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def frozen() -> None:
+    """What is there before a module stays, and the garbage collector goes through it no more.
+
+    Each job calls the collector, and of all that the tests import and keep, two million objects, it
+    would take a second and more.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
