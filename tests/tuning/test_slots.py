@@ -32,6 +32,7 @@ from cifartune.data import LabelledImages
 from cifartune.errors import Interrupted, UserError
 from cifartune.events import Observer
 from cifartune.logs import log_to
+from cifartune.outputs import LOGITS, WEIGHTS
 from cifartune.planning import Plan
 from cifartune.planning.ahead import look_ahead
 from cifartune.training import SplitImages, Trainer
@@ -39,7 +40,7 @@ from cifartune.tuning import slots as slots_module
 from cifartune.tuning.checkpoints import Checkpoints
 from cifartune.tuning.cluster import cluster
 from cifartune.tuning.courier import SCRATCH
-from cifartune.tuning.jobs import LOGITS, WEIGHTS, run_job
+from cifartune.tuning.jobs import run_job
 from cifartune.tuning.messages import Failed, Finished, Job, Message, Progress, Verdict
 from cifartune.tuning.search import run_trials
 from cifartune.tuning.shape import SlotShape
