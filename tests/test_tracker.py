@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import sqlite3
@@ -62,9 +63,19 @@ SPACE = SearchSpace.model_validate(
 METRICS = {"val_accuracy": 0.5, "val_loss": 1.5}
 
 
+@pytest.fixture(scope="module")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store without runs, to be copied: MLflow takes a second to make one."""
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    mlflow.MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
 @pytest.fixture
-def run(tmp_path: Path) -> RunFolder:
-    return RunFolder.create(tmp_path / "runs", SPACE)
+def run(tmp_path: Path, empty_store: Path) -> RunFolder:
+    run = RunFolder.create(tmp_path / "runs", SPACE)
+    shutil.copy(empty_store, run.runs)
+    return run
 
 
 @pytest.fixture
