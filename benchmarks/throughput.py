@@ -7,8 +7,8 @@ runs it, with its random crop and flip; and a plain loop over the same network: 
 transforms, a DataLoader with two workers, float32, as in https://github.com/kuangliu/pytorch-cifar.
 That one runs in a process of its own, since a slot tells malloc to keep freed memory. They
 alternate; medians are kept. Shares are of the fastest product of two matrices of 2048 or 4096 rows
-in the same precision, the best of all rounds; a training step counts as three forward passes. What is
-measured already is kept, if machine, versions and threads are the same.
+in the same precision, the best of all rounds; a training step counts as three forward passes. What
+is measured already is kept, if machine, versions and threads are the same.
 """
 
 import argparse
