@@ -254,6 +254,11 @@ def test_a_write_that_fails_is_told_and_raises_nothing(run: RunFolder, study: Tr
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tracker_module, "PAUSES", (0.01, 0.05))
+
+
+@pytest.fixture
+def gives_up_soon(impatient: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For a store that is away in the end; any other is to be waited for, on a busy machine too."""
     monkeypatch.setattr(tracker_module, "CLOSE_SECONDS", 0.3)
 
 
@@ -374,7 +379,7 @@ def test_a_server_that_answers_with_errors_for_a_while_loses_no_event(
 
 
 def test_what_cannot_be_set_aside_is_not_given_up(
-    run: RunFolder, study: TrialStudy, impatient: None, monkeypatch: pytest.MonkeyPatch
+    run: RunFolder, study: TrialStudy, gives_up_soon: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(store: MlflowStore, event: Event) -> None:
         raise MlflowException("a defect of the server")
@@ -396,7 +401,7 @@ def test_what_cannot_be_set_aside_is_not_given_up(
 
 
 def test_a_store_on_a_full_disk_loses_no_event(
-    run: RunFolder, study: TrialStudy, impatient: None, monkeypatch: pytest.MonkeyPatch
+    run: RunFolder, study: TrialStudy, gives_up_soon: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(store: MlflowStore, event: Event) -> None:
         cause = sqlite3.OperationalError("database or disk is full")
@@ -428,7 +433,7 @@ def test_a_trial_of_several_objectives_is_told(run: RunFolder) -> None:
 
 
 def test_a_search_ends_without_its_store(
-    run: RunFolder, study: TrialStudy, impatient: None, monkeypatch: pytest.MonkeyPatch
+    run: RunFolder, study: TrialStudy, gives_up_soon: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     outage = Outage(monkeypatch)
     tracker = tracker_of(run)
@@ -701,7 +706,7 @@ def limited(function: Callable[..., None], count: int) -> Callable[..., None]:
 
 
 def test_a_search_that_is_tidied_can_be_gone_on_with(
-    tmp_path: Path, impatient: None, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, gives_up_soon: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A server that hangs holds the search of a dead driver, and then lets go."""
     uri, told = default_uri(tmp_path), list[str]()
