@@ -267,7 +267,6 @@ def test_a_slot_that_hangs_is_started_anew(pool: SlotPool, job: Job) -> None:
     collect(pool, [vary(job, "warm-up-1"), vary(job, "warm-up-2")])
     job = vary(job, "hangs", epochs=4)
     epochs, hung = [], None
-    pool.patience = 15.0
     try:
         for _, message in pool.run([job]):
             if isinstance(message, Progress):
@@ -275,6 +274,7 @@ def test_a_slot_that_hangs_is_started_anew(pool: SlotPool, job: Job) -> None:
                 if message.epoch == 2 and hung is None:
                     hung = at_work_on(job, pool)
                     hung.suspend()
+                    pool.patience = 6.0
     finally:
         pool.patience = float("inf")
     assert isinstance(message, Finished)
@@ -595,6 +595,7 @@ def test_a_search_ends_when_its_time_is_up(
         assert ("end", trial.number) in watcher.heard
 
 
+@pytest.mark.slow  # tests/tuning/test_courier.py has the sending without Ray
 def test_a_slot_that_does_not_see_the_drivers_disk_has_files_sent(
     ray_cluster: str, tmp_path: Path, job: Job, one_thread: None
 ) -> None:
