@@ -25,8 +25,14 @@ settings.register_profile("repeatable", derandomize=True, deadline=None, max_exa
 settings.load_profile("repeatable")
 
 
+def pytest_collection() -> None:
+    """Nothing of what is imported is garbage."""
+    gc.disable()
+
+
 def pytest_collection_finish() -> None:
     """Small tensors gain nothing by threads, and lose much where others use the cores too."""
+    gc.enable()
     if torch := sys.modules.get("torch"):
         torch.set_num_threads(1)
 
