@@ -17,10 +17,10 @@ from cifartune.config.specs import RefitSpec
 from cifartune.data.splits import Splits
 from cifartune.errors import UserError, first_line
 from cifartune.files import leftovers
+from cifartune.outputs import WEIGHTS
 from cifartune.runs import RunFolder
 from cifartune.tracking import LoggedRun, count_refused, final_status, is_sent, read_runs
 from cifartune.tuning.checkpoints import Checkpoints
-from cifartune.tuning.disk import WEIGHTS
 from cifartune.tuning.recorded import recorded_trials
 from cifartune.tuning.study import REFUSED, TrialStudy, attributes, kept_epoch
 

@@ -9,12 +9,8 @@ from itertools import combinations
 from pathlib import Path
 
 from cifartune.errors import UserError, first_line
+from cifartune.outputs import LOGITS, PLAIN_LOGITS, WEIGHTS
 from cifartune.runs import RunFolder
-
-LOGITS, PLAIN_LOGITS, WEIGHTS = "logits.npy", "logits_plain.npy", "weights.safetensors"
-"""In the folder of a trial: its logits for the validation images, those without test-time
-augmentation where the recipe has some, and its weights.
-"""
 
 
 @dataclass(frozen=True)

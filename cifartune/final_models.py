@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from cifartune.config import Recipe
 from cifartune.errors import UserError, first_line
 from cifartune.files import write_atomically
+from cifartune.outputs import LOGITS, SNAPSHOTS, WEIGHTS
 from cifartune.runs import RunFolder
 from cifartune.training.classifier import Classifier, Ensemble, load_classifier, predict
-from cifartune.tuning.jobs import LOGITS, SNAPSHOTS, WEIGHTS
 
 IMAGE = (32, 32, 3)
 """The shape of an image as files and cameras give it."""

@@ -19,6 +19,7 @@ from cifartune.config.load import dump_space, load_space
 from cifartune.errors import UserError, first_line
 from cifartune.files import PRIVATE, write_atomically
 from cifartune.locks import file_lock, is_locked
+from cifartune.outputs import WEIGHTS
 from cifartune.programs import program
 
 TIDY_SECONDS = 120.0
@@ -327,7 +328,7 @@ class RunFolder:
         """Tells apart what the refit of a trial leaves: other files, another digest."""
         root = self.refit / f"trial-{trial}"
         digest = sha256()
-        for path in sorted(root.rglob("weights.safetensors")):
+        for path in sorted(root.rglob(WEIGHTS)):
             digest.update(f"{path.relative_to(root)} {_digest(path.read_bytes())}\n".encode())
         return digest.hexdigest()
 

@@ -1,5 +1,6 @@
 """What several tests train on: a slice of the real images where they are prepared."""
 
+import gc
 import json
 import sys
 from collections.abc import Iterator
@@ -24,8 +25,14 @@ settings.register_profile("repeatable", derandomize=True, deadline=None, max_exa
 settings.load_profile("repeatable")
 
 
+def pytest_collection() -> None:
+    """Nothing of what is imported is garbage."""
+    gc.disable()
+
+
 def pytest_collection_finish() -> None:
     """Small tensors gain nothing by threads, and lose much where others use the cores too."""
+    gc.enable()
     if torch := sys.modules.get("torch"):
         torch.set_num_threads(1)
 
@@ -36,6 +43,17 @@ def no_search_goes_on() -> Iterator[None]:
     before = started_count()  # by a fixture of several tests
     yield
     kill_what_was_started(before)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def frozen() -> None:
+    """What is there before a module stays, and the garbage collector goes through it no more.
+
+    Each job calls the collector, and of all that the tests import and keep, two million objects, it
+    would take a second and more.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

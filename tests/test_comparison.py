@@ -16,7 +16,6 @@ from PIL import Image
 from rich.console import Console
 from typer.testing import CliRunner
 
-from cifartune import entries
 from cifartune.cli import answers
 from cifartune.comparison import NO_VERDICT, Compared, compare
 from cifartune.config import SearchSpace
@@ -35,7 +34,6 @@ from cifartune.runs import RunFolder
 from cifartune.statistics import Accuracy, corrected_t, corrected_t_test, fold_differences, paired
 from cifartune.tracking import default_uri
 from cifartune.tracking.store import MlflowStore
-from cifartune.tuning import jobs
 from cifartune.tuning.study import TrialStudy
 
 Bools = npt.NDArray[np.bool_]
@@ -271,10 +269,6 @@ def test_no_search_can_be_called_as_the_folder_of_comparisons(runs: Path) -> Non
     assert folder.parent.parent == runs
     with pytest.raises(UserError, match="in front"):
         RunFolder.check_name(runs, folder.parent.name)
-
-
-def test_the_files_of_trials_are_called_as_slots_call_them() -> None:
-    assert (entries.LOGITS, entries.PLAIN_LOGITS) == (jobs.LOGITS, jobs.PLAIN_LOGITS)
 
 
 def test_beside_a_trial_a_refit_is_compared_on_validation_images(tmp_path: Path) -> None:

@@ -16,8 +16,8 @@ from searches import QUICK, cifartune
 from cifartune import copies
 from cifartune.copies import Copy, check_copy_uri, copied, restore
 from cifartune.errors import UserError
+from cifartune.outputs import LOGITS
 from cifartune.runs import RunFolder
-from cifartune.tuning.jobs import LOGITS
 from cifartune.tuning.recorded import recorded_trials
 
 

@@ -14,13 +14,13 @@ from cifartune.config import Recipe
 from cifartune.data.splits import make_splits
 from cifartune.errors import UserError
 from cifartune.models import build_model
+from cifartune.outputs import LOGITS
 from cifartune.refit import OutOfFold
 from cifartune.training import SplitImages, Trainer
 from cifartune.training import images as images_module
 from cifartune.training import trainer as trainer_module
 from cifartune.training.classifier import weights_digest
 from cifartune.training.feed import Feed
-from cifartune.tuning.jobs import LOGITS
 
 EVERYTHING = {
     "augment.mixup": 0.5,

@@ -22,6 +22,7 @@ from cifartune.data import load_train
 from cifartune.data.splits import ALL_IMAGES, splits_of
 from cifartune.errors import Interrupted, UserError
 from cifartune.originals import Original, find_original
+from cifartune.outputs import LOGITS
 from cifartune.reproduce import Pair, Reproduction, differences, reproduce
 from cifartune.runs import RunFolder
 from cifartune.tracking import MlflowTracker, default_uri
@@ -31,7 +32,7 @@ from cifartune.training.classifier import Classifier, load_classifier, save_clas
 from cifartune.training.classifier import weights_digest as digest_of
 from cifartune.training.images import Normalization
 from cifartune.tuning import jobs
-from cifartune.tuning.jobs import LOGITS, run_job
+from cifartune.tuning.jobs import run_job
 from cifartune.tuning.messages import Job, Verdict
 from cifartune.tuning.study import TrialStudy
 

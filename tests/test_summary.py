@@ -14,6 +14,7 @@ from cifartune.config import SearchSpace
 from cifartune.config.recipe import Recipe
 from cifartune.data.looks import record_look
 from cifartune.data.splits import make_splits
+from cifartune.outputs import LOGITS, SNAPSHOTS, WEIGHTS
 from cifartune.refit import Candidate
 from cifartune.refit.candidates import make_candidate
 from cifartune.report.answer import accuracy_lines, verdict_lines
@@ -23,7 +24,6 @@ from cifartune.report.summary import print_summary
 from cifartune.report.tables import Row, short, show_time, trials_table
 from cifartune.runs import RunFolder
 from cifartune.statistics import Interval
-from cifartune.tuning.jobs import LOGITS, SNAPSHOTS, WEIGHTS
 from cifartune.tuning.study import TrialStudy, sqlite_url
 
 SPACE = SearchSpace.model_validate(

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import sqlite3
@@ -62,9 +63,19 @@ SPACE = SearchSpace.model_validate(
 METRICS = {"val_accuracy": 0.5, "val_loss": 1.5}
 
 
+@pytest.fixture(scope="module")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store without runs, to be copied: MLflow takes a second to make one."""
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    mlflow.MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
 @pytest.fixture
-def run(tmp_path: Path) -> RunFolder:
-    return RunFolder.create(tmp_path / "runs", SPACE)
+def run(tmp_path: Path, empty_store: Path) -> RunFolder:
+    run = RunFolder.create(tmp_path / "runs", SPACE)
+    shutil.copy(empty_store, run.runs)
+    return run
 
 
 @pytest.fixture
@@ -243,6 +254,11 @@ def test_a_write_that_fails_is_told_and_raises_nothing(run: RunFolder, study: Tr
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tracker_module, "PAUSES", (0.01, 0.05))
+
+
+@pytest.fixture
+def gives_up_soon(impatient: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For a store that is away in the end; any other is to be waited for, on a busy machine too."""
     monkeypatch.setattr(tracker_module, "CLOSE_SECONDS", 0.3)
 
 
@@ -363,7 +379,7 @@ def test_a_server_that_answers_with_errors_for_a_while_loses_no_event(
 
 
 def test_what_cannot_be_set_aside_is_not_given_up(
-    run: RunFolder, study: TrialStudy, impatient: None, monkeypatch: pytest.MonkeyPatch
+    run: RunFolder, study: TrialStudy, gives_up_soon: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(store: MlflowStore, event: Event) -> None:
         raise MlflowException("a defect of the server")
@@ -385,7 +401,7 @@ def test_what_cannot_be_set_aside_is_not_given_up(
 
 
 def test_a_store_on_a_full_disk_loses_no_event(
-    run: RunFolder, study: TrialStudy, impatient: None, monkeypatch: pytest.MonkeyPatch
+    run: RunFolder, study: TrialStudy, gives_up_soon: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(store: MlflowStore, event: Event) -> None:
         cause = sqlite3.OperationalError("database or disk is full")
@@ -417,7 +433,7 @@ def test_a_trial_of_several_objectives_is_told(run: RunFolder) -> None:
 
 
 def test_a_search_ends_without_its_store(
-    run: RunFolder, study: TrialStudy, impatient: None, monkeypatch: pytest.MonkeyPatch
+    run: RunFolder, study: TrialStudy, gives_up_soon: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     outage = Outage(monkeypatch)
     tracker = tracker_of(run)
@@ -690,7 +706,7 @@ def limited(function: Callable[..., None], count: int) -> Callable[..., None]:
 
 
 def test_a_search_that_is_tidied_can_be_gone_on_with(
-    tmp_path: Path, impatient: None, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, gives_up_soon: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A server that hangs holds the search of a dead driver, and then lets go."""
     uri, told = default_uri(tmp_path), list[str]()

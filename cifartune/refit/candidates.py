@@ -12,11 +12,11 @@ from optuna.trial import FrozenTrial, TrialState
 from cifartune.calibration import Calibration
 from cifartune.config import Recipe
 from cifartune.data.splits import Splits
+from cifartune.outputs import LOGITS, SNAPSHOTS, WEIGHTS
 from cifartune.refit.out_of_fold import Logits, OutOfFold
 from cifartune.refit.race import Dropped
 from cifartune.statistics import Accuracy, Interval, corrected_t, fold_accuracies
 from cifartune.training.classifier import trained_epochs
-from cifartune.tuning.jobs import LOGITS, SNAPSHOTS, WEIGHTS
 from cifartune.tuning.study import TrialStudy, kept_epoch
 
 Labels = npt.NDArray[np.uint8]

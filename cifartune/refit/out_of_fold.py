@@ -10,8 +10,8 @@ import numpy.typing as npt
 
 from cifartune.data.splits import Splits
 from cifartune.files import write_atomically
+from cifartune.outputs import LOGITS, PLAIN_LOGITS
 from cifartune.statistics import Right
-from cifartune.tuning.jobs import LOGITS, PLAIN_LOGITS
 
 Logits = npt.NDArray[np.float32]
 

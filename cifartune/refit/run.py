@@ -15,12 +15,12 @@ from cifartune.data.splits import ALL_IMAGES, Splits
 from cifartune.errors import UserError
 from cifartune.events import Observer
 from cifartune.files import write_atomically
+from cifartune.outputs import LOGITS, PLAIN_LOGITS, WEIGHTS
 from cifartune.refit.candidates import Candidate, Labels, make_candidate, refit_recipe
 from cifartune.refit.out_of_fold import OutOfFold
 from cifartune.refit.race import FIRST_LOOK, Dropped, drop
 from cifartune.runs import RunFolder
 from cifartune.seeds import derive_seed
-from cifartune.tuning.jobs import LOGITS, PLAIN_LOGITS, WEIGHTS
 from cifartune.tuning.messages import Failed, Finished, Job, Progress
 from cifartune.tuning.slots import SlotPool
 from cifartune.tuning.study import TrialStudy, is_feasible

@@ -8,6 +8,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from cifartune.config import Recipe, SearchSpace
 from cifartune.data.looks import looks
+from cifartune.outputs import WEIGHTS
 from cifartune.refit import Candidate, verdicts
 from cifartune.refit.candidates import Labels
 from cifartune.refit.run import refit_trials
@@ -15,7 +16,6 @@ from cifartune.report.machine import hardware, versions
 from cifartune.runs import RunFolder
 from cifartune.training.classifier import trained_epochs
 from cifartune.tuning.disk import freed_bytes
-from cifartune.tuning.jobs import WEIGHTS
 from cifartune.tuning.study import REFUSED, TrialStudy, attributes, is_feasible, kept_epoch
 
 

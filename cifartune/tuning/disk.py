@@ -12,12 +12,12 @@ from optuna.trial import FrozenTrial, TrialState
 
 from cifartune.config.specs import CheckpointSpec
 from cifartune.files import write_atomically
+from cifartune.outputs import LOGITS, PLAIN_LOGITS, WEIGHTS
 from cifartune.tuning.checkpoints import Checkpoints
 from cifartune.tuning.study import TrialStudy, kept_epoch
 
 FREED = "freed.json"
-WEIGHTS = "weights.safetensors"
-OUTPUTS = (WEIGHTS, "logits.npy", "logits_plain.npy")
+KEPT = (WEIGHTS, LOGITS, PLAIN_LOGITS)
 """What is kept of a trial: its weights, and what they say of the validation images."""
 
 
@@ -70,7 +70,7 @@ class TrialFolders:
             self._delete(path)
             return
         for file in path.iterdir():
-            if file.name not in OUTPUTS:
+            if file.name not in KEPT:
                 self._delete(file)
         size = weights.stat().st_size
         value = trial.intermediate_values[kept_epoch(trial)]

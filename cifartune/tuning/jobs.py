@@ -19,6 +19,7 @@ from cifartune.data import load_train
 from cifartune.data.splits import ALL_IMAGES, Splits
 from cifartune.errors import first_line
 from cifartune.files import write_atomically
+from cifartune.outputs import LOGITS, PLAIN_LOGITS, SNAPSHOTS, WEIGHTS
 from cifartune.report.machine import processor, versions
 from cifartune.schedule import restart_epochs
 from cifartune.training import EpochResult, SplitImages, Trainer
@@ -34,14 +35,6 @@ from cifartune.tuning.modes import SMALLEST, fastest
 logger = logging.getLogger(__name__)
 
 Report = Callable[[EpochResult, bool], Verdict]
-
-WEIGHTS = "weights.safetensors"
-LOGITS = "logits.npy"
-PLAIN_LOGITS = "logits_plain.npy"
-"""Those without test-time augmentation, where the recipe has some."""
-
-SNAPSHOTS = "snapshots"
-"""The folder for weights and logits of the epochs before each restart of the rate."""
 
 
 def run_job(

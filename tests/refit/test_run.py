@@ -16,9 +16,9 @@ from cifartune.config import SearchSpace
 from cifartune.data.splits import ALL_IMAGES, Splits, make_splits
 from cifartune.errors import UserError
 from cifartune.events import Observer
+from cifartune.outputs import LOGITS, PLAIN_LOGITS, SNAPSHOTS, WEIGHTS
 from cifartune.refit import Candidate, OutOfFold, Refit, refit_recipe, verdicts
 from cifartune.runs import RunFolder
-from cifartune.tuning.jobs import LOGITS, PLAIN_LOGITS, SNAPSHOTS, WEIGHTS
 from cifartune.tuning.messages import Failed, Finished, Job, Message
 from cifartune.tuning.study import TrialStudy, sqlite_url
 

@@ -306,8 +306,7 @@ def test_a_cut_wire_is_reported_by_name(
     ]
     other = needed[0]
     searched = space(base, {key: SEARCHED[key] for key in (name, other)})
-    assert idle_parameters(searched, split) == {}
-    CUTS[name](monkeypatch)
+    CUTS[name](monkeypatch)  # the test above has it intact
     assert idle_parameters(searched, split) == {name: tuple(SEARCHED[name]["values"][:2])}
 
 

@@ -15,13 +15,14 @@ from torch import Tensor
 
 from cifartune.config import Recipe
 from cifartune.data import LabelledImages
+from cifartune.outputs import LOGITS, SNAPSHOTS, WEIGHTS
 from cifartune.training import EpochResult, NonFiniteLoss, SplitImages, Trainer
 from cifartune.training.classifier import load_classifier, predict, trained_epochs
 from cifartune.training.device import settle
 from cifartune.training.failures import OutOfMemory
 from cifartune.tuning import jobs
 from cifartune.tuning.checkpoints import Checkpoints
-from cifartune.tuning.jobs import LOGITS, SNAPSHOTS, WEIGHTS, run_job
+from cifartune.tuning.jobs import run_job
 from cifartune.tuning.messages import Job, Verdict
 
 pytestmark = pytest.mark.skipif(

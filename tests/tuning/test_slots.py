@@ -33,6 +33,7 @@ from cifartune.data import LabelledImages
 from cifartune.errors import Interrupted, UserError
 from cifartune.events import Observer
 from cifartune.logs import log_to
+from cifartune.outputs import LOGITS, WEIGHTS
 from cifartune.planning import Plan
 from cifartune.planning.ahead import look_ahead
 from cifartune.training import SplitImages, Trainer
@@ -41,7 +42,7 @@ from cifartune.tuning.checkpoints import Checkpoints
 from cifartune.tuning.cluster import cluster
 from cifartune.tuning.courier import SCRATCH
 from cifartune.tuning.groups import SlotTrainer
-from cifartune.tuning.jobs import LOGITS, WEIGHTS, run_job
+from cifartune.tuning.jobs import run_job
 from cifartune.tuning.messages import Failed, Finished, Job, Message, Progress, Verdict
 from cifartune.tuning.search import run_trials
 from cifartune.tuning.shape import SlotShape
@@ -268,7 +269,6 @@ def test_a_slot_that_hangs_is_started_anew(pool: SlotPool, job: Job) -> None:
     collect(pool, [vary(job, "warm-up-1"), vary(job, "warm-up-2")])
     job = vary(job, "hangs", epochs=4)
     epochs, hung = [], None
-    pool.patience = 15.0
     try:
         for _, message in pool.run([job]):
             if isinstance(message, Progress):
@@ -276,6 +276,7 @@ def test_a_slot_that_hangs_is_started_anew(pool: SlotPool, job: Job) -> None:
                 if message.epoch == 2 and hung is None:
                     hung = at_work_on(job, pool)
                     hung.suspend()
+                    pool.patience = 6.0
     finally:
         pool.patience = float("inf")
     assert isinstance(message, Finished)
@@ -621,6 +622,7 @@ def test_a_search_ends_when_its_time_is_up(
         assert ("end", trial.number) in watcher.heard
 
 
+@pytest.mark.slow  # tests/tuning/test_courier.py has the sending without Ray
 def test_a_slot_that_does_not_see_the_drivers_disk_has_files_sent(
     ray_cluster: str, tmp_path: Path, job: Job, one_thread: None
 ) -> None:
