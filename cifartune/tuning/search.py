@@ -275,6 +275,7 @@ class _Ledger(Unpickled, tune.Callback):
                 self._study.complete(number)
             else:
                 self._study.prune(number)
+                self._free(number)
         self.close(number)
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -295,8 +296,14 @@ class _Ledger(Unpickled, tune.Callback):
         self.close(number)
 
     def _lose(self, number: int) -> None:
-        """Nobody will ask for the trial's next epoch: its slot must not wait for that."""
         self._deaths[number] += 1
+        self._free(number)
+
+    def _free(self, number: int) -> None:
+        """Nobody will ask for the trial's next epoch: its slot must not wait for that.
+
+        The trial's process says so itself only when Tune has another trial for it.
+        """
         try:
             ray.get(self._pool.board.stop.remote(f"trial-{number}"))
         except ray.exceptions.RayActorError as error:
