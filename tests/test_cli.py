@@ -412,7 +412,7 @@ def test_validate_loads_neither_torch_nor_timm(tmp_path: Path) -> None:
 
 
 def test_validate_notes_what_may_not_be_meant(tmp_path: Path) -> None:
-    (tmp_path / "small.yaml").write_text(SMALL)
+    (tmp_path / "small.yaml").write_text(SMALL.replace("stand_in: 500\n", ""))  # of smoke spaces
     change = "parameters.optimizer.name={values: [sgd, adamw]}"
     momentum = "parameters.optimizer.momentum={min: 0.8, max: 0.95}"
     result = cifartune(
