@@ -102,9 +102,9 @@ def make_up(runs: Path, changes: dict[str, Any], result: dict[str, Any]) -> None
         result: Another search's result.json, for all that does not depend on the trials.
     """
     space = SearchSpace.model_validate(yaml.safe_load(QUICK.read_text()) | changes)
-    run = RunFolder.create(runs, space)
+    run = RunFolder.create(runs, space, tracking_uri=default_uri(runs))
     study = TrialStudy(space, url=sqlite_url(run.study), name=run.name)
-    tracker = MlflowTracker(default_uri(runs), run, {})
+    tracker = MlflowTracker(run.tracking_uri, run, {})
     for number in range(space.search.num_trials):
         proposal = study.propose()
         tracker.trial_started(number, proposal.recipe)
