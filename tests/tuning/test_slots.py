@@ -779,9 +779,10 @@ def test_a_defect_in_a_slots_thread_leaves_no_job_waiting(
 
 
 class NoRoom(SlotPool):
-    """Slots that look for room as long as they live."""
+    """Slots that look for room until they are ended."""
 
     looks = 0
+    is_ended = threading.Event()
 
     def _trainer(self, slot: int, attempt: int) -> Any:
         return self
@@ -790,7 +791,10 @@ class NoRoom(SlotPool):
         self.looks += 1
         if self.looks < 3:
             raise ControllerError(WorkerGroupStartupTimeoutError(1))
-        threading.Event().wait(60)
+        self.is_ended.wait(60)
+
+    def end(self) -> None:
+        self.is_ended.set()
 
 
 def test_a_pool_closes_at_once_where_a_slot_finds_no_room(ray_cluster: str, tmp_path: Path) -> None:
@@ -801,6 +805,7 @@ def test_a_pool_closes_at_once_where_a_slot_finds_no_room(ray_cluster: str, tmp_
         assert wait_until(lambda: pool.looks == 3)
         start = time.monotonic()
     assert time.monotonic() - start < 10
+    assert not any(thread.is_alive() for thread in pool._threads)  # Ray may be shut down
     assert told == [
         "slot 0 finds no room on the cluster for 2 CPU cores: others hold it, or its machine is "
         "gone; it goes on looking"
