@@ -5,10 +5,14 @@ import threading
 from typing import Any
 
 import ray
+from ray._common.constants import RAY_WARN_BLOCKING_GET_INSIDE_ASYNC_ENV_VAR
 from ray.train import BackendConfig
 from ray.train.constants import RAY_TRAIN_ENABLE_STATE_TRACKING
 from ray.train.v2._internal.callbacks import DatasetsCallback
-from ray.train.v2._internal.constants import get_env_vars_to_propagate
+from ray.train.v2._internal.constants import (
+    DEFAULT_RAY_WARN_BLOCKING_GET_INSIDE_ASYNC_VALUE,
+    get_env_vars_to_propagate,
+)
 from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 from ray.train.v2._internal.state.state_actor import get_or_create_state_actor
@@ -51,12 +55,17 @@ class SlotTrainer(DataParallelTrainer):
             policy: Any = _AsksNobody  # mypy sees the configuration of Train V1
             options["scaling_policy"] = policy(self.scaling_config)
         # As Ray Train does it, which keeps the controller to itself: nobody could end it.
+        environment = get_env_vars_to_propagate()
+        environment.setdefault(
+            RAY_WARN_BLOCKING_GET_INSIDE_ASYNC_ENV_VAR,
+            DEFAULT_RAY_WARN_BLOCKING_GET_INSIDE_ASYNC_VALUE,
+        )
         controller: Any = ray.remote(TrainController)
         with self._lock:
             self._controller = controller.options(
                 num_cpus=0,
                 scheduling_strategy=only_on(this_machine()),
-                runtime_env={"env_vars": get_env_vars_to_propagate()},
+                runtime_env={"env_vars": environment},
             ).remote(**options)
             if self._is_ended:
                 ray.kill(self._controller)

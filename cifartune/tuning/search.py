@@ -36,6 +36,9 @@ from cifartune.tuning.trainable import Trial
 FEW = 10
 """So many trials have to fail before the search may be given up."""
 
+FALSE_STARTS = 10
+"""So many processes may die under a trial before it begins, beside the usual retries."""
+
 NEARLY_ALL = 0.9
 """The share of failures among the trials that ended, from which on it is."""
 
@@ -223,6 +226,8 @@ class _Ledger(Unpickled, tune.Callback):
         self._stop = stop
         self._again = again
         self._deaths: Counter[int] = Counter()
+        self._false_starts: Counter[int] = Counter()  # processes that died before the trial began
+        self._begun: set[int] = set()
         self._metric = study.space.target.metric
         self._ended = 0
         self._failed: list[int] = []
@@ -233,6 +238,7 @@ class _Ledger(Unpickled, tune.Callback):
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         number = trial.config["number"]
+        self._begun.add(number)
         recipe = self._study.recipe(self._study.trials[number])
         for observer in self._observers:
             observer.trial_started(number, recipe)
@@ -288,15 +294,21 @@ class _Ledger(Unpickled, tune.Callback):
         self._lose(number)
         if self._pool.lost:
             return  # it can go on another time
-        if self._deaths[number] <= RETRIES:
+        deaths = max(self._deaths[number], self._false_starts[number] - FALSE_STARTS)
+        if deaths <= RETRIES:
             self._again(number)
             return
-        told = f"the trial's process died {self._deaths[number]} times"
+        told = f"the trial's process died {deaths} times"
         self._study.fail(number, "worker_killed", told)
         self.close(number)
 
     def _lose(self, number: int) -> None:
-        self._deaths[number] += 1
+        """Counts a death once: Tune tells of one process as often as it had asked it for something.
+
+        It also gives a trial a process that died while it waited for one.
+        """
+        (self._deaths if number in self._begun else self._false_starts)[number] += 1
+        self._begun.discard(number)
         self._free(number)
 
     def _free(self, number: int) -> None:

@@ -152,7 +152,7 @@ class SlotPool:
             for slot, thread in enumerate(self._threads):
                 thread.join(max(0.0, closing + self._grace(slot) - time.monotonic()))
         # A thread that still waits for Ray when it is shut down would end the whole process.
-        for slot, trainer in self._trainers.items():
+        for slot, trainer in list(self._trainers.items()):
             if self._threads[slot].is_alive():
                 trainer.end()
         until = time.monotonic() + (AT_ONCE if kind is KeyboardInterrupt else ANSWER_SECONDS)
@@ -258,10 +258,10 @@ class SlotPool:
         start = deaths = 0
         waits = False
         while deaths <= RESTARTS:
-            if self._closing.is_set():
-                return ""
             try:
                 trainer = self._trainers[slot] = self._trainer(slot, start)
+                if self._closing.is_set():  # who closes later finds this run, and ends it
+                    return ""
                 trainer.fit()
                 if self._closing.is_set() or self.shape.isolation == "slot":
                     return ""
