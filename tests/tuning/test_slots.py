@@ -141,9 +141,9 @@ def workers() -> list[psutil.Process]:
 
 def wait_until(condition: Callable[[], bool], seconds: float = 60) -> bool:
     deadline = time.monotonic() + seconds
-    while not condition() and time.monotonic() < deadline:
+    while not (is_met := condition()) and time.monotonic() < deadline:
         time.sleep(0.2)
-    return condition()
+    return is_met  # and not asked again: a process has no name while Ray gives it another
 
 
 def learned(message: Message) -> tuple[float, float]:
@@ -260,9 +260,15 @@ def test_a_job_survives_its_slots_process(pool: SlotPool, job: Job, one_thread: 
 
 def at_work_on(job: Job, pool: SlotPool) -> psutil.Process:
     """The process of the slot that is at an epoch of `job`."""
-    busy = ray.get(pool.board.overdue.remote(0))
-    [pid] = [seat.pid for _, seat, name in busy if name == job.id]
-    return psutil.Process(pid)
+    pids: list[int] = []
+
+    def is_at_work() -> bool:
+        busy = ray.get(pool.board.overdue.remote(0))
+        pids.extend(seat.pid for _, seat, name in busy if name == job.id)
+        return bool(pids)
+
+    assert wait_until(is_at_work)  # as soon as the pool's thread has asked for the epoch
+    return psutil.Process(pids[0])
 
 
 def test_a_slot_that_hangs_is_started_anew(pool: SlotPool, job: Job) -> None:
