@@ -1,6 +1,5 @@
 """Recipes of finished searches, by the names that users have for them."""
 
-import json
 import re
 from collections.abc import Sequence
 from contextlib import suppress
@@ -8,7 +7,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
-from cifartune.errors import UserError, first_line
+from cifartune.errors import UserError
 from cifartune.outputs import LOGITS, PLAIN_LOGITS, WEIGHTS
 from cifartune.runs import RunFolder
 
@@ -86,7 +85,7 @@ def find_entry(text: str, runs: Path, tracking_uri: str) -> Entry:
         raise UserError(
             f"{text}: search {run.name} is not finished; go on with: {run.resume_command}"
         )
-    winner, refits = _winner(run)
+    winner, refits = run.winner, len(run.outcome["candidates"])
     if trial is None:
         entry = Entry(run.name, run, winner, refits)
         if not entry.was_refit:
@@ -99,21 +98,6 @@ def find_entry(text: str, runs: Path, tracking_uri: str) -> Entry:
     if not entry.was_refit and not entry.logits.exists():
         raise UserError(f"{text}: {_why_nothing_is_known(entry)}")
     return entry
-
-
-def _winner(run: RunFolder) -> tuple[int, int]:
-    """The trial that won, and how many refits it was chosen from."""
-    try:
-        result = json.loads(run.result.read_text())
-        return int(result["winner_trial"]), len(result["candidates"])
-    except KeyError as error:
-        reason = f"it has no {error.args[0]}"
-    except (OSError, ValueError, TypeError) as error:
-        reason = first_line(error)
-    raise UserError(
-        f"{run.result}: cannot be read: {reason}; remove it, and it is made again by: "
-        f"{run.resume_command}"
-    )
 
 
 def _find_logged(run_id: str, runs: Path, uri: str) -> tuple[RunFolder, int | None]:

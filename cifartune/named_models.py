@@ -92,12 +92,10 @@ def _temperature(entry: Entry, which: str) -> float | None:
     if entry.trial != entry.run.winner:
         return None
     outcome: dict[str, Any] = entry.run.outcome
-    try:
-        if which == "snapshots":
-            return float(outcome["models"][which]["calibration"]["temperature"])
-        return float(outcome["calibration"]["temperature"])
-    except (KeyError, TypeError, ValueError):  # nothing was looked at
-        return None
+    if which == "snapshots":
+        looked = (outcome["models"] or {}).get(which)
+        return float(looked["calibration"]["temperature"]) if looked else None
+    return float(outcome["calibration"]["temperature"])
 
 
 def _recipe_id(entry: Entry) -> str | None:

@@ -19,6 +19,7 @@ from cifartune.config.load import dump_space, load_space
 from cifartune.errors import UserError, first_line
 from cifartune.files import PRIVATE, write_atomically
 from cifartune.locks import file_lock, is_locked
+from cifartune.outcomes import read_outcome
 from cifartune.outputs import WEIGHTS
 from cifartune.programs import program
 
@@ -354,16 +355,12 @@ class RunFolder:
         """What result.json holds.
 
         Raises:
-            UserError: The search is not finished, or its outcome cannot be read.
+            UserError: The search is not finished, or its outcome cannot be read; also when a key
+                is looked for that it lacks.
         """
         if not self.result.exists():
             raise UserError(f"{self.name} is not finished; go on with: {self.resume_command}")
-        try:
-            found: dict[str, Any] = json.loads(self.result.read_text())
-            int(found["winner_trial"])
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            raise UserError(f"{self.result}: cannot be read: {first_line(error)}") from None
-        return found
+        return read_outcome(self.result, self.resume_command)
 
     def _identity(self, key: str) -> str:
         return str(self._read_identity().get(key, ""))

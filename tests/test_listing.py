@@ -12,6 +12,7 @@ from made_up_standing import run_trials, space_of
 from rich.console import Console
 from searches import cifartune
 
+from cifartune.cli import main
 from cifartune.config import load_space
 from cifartune.errors import UserError
 from cifartune.report.best import best_of, space_file_of
@@ -138,6 +139,32 @@ def test_the_commands_on_a_finished_search(smoke_run: Path, tmp_path: Path) -> N
     assert row["winner"] == result["winner_trial"]
 
 
+def test_a_full_disk_is_one_line(
+    smoke_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["cifartune", "leaderboard", "--runs", str(smoke_run.parent)])
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr("sys.stdout", full)
+        with pytest.raises(SystemExit, match="2"):
+            main()
+    assert capsys.readouterr().err == (
+        "cifartune: No space left on device; make room, and go on with the same command\n"
+    )
+
+
+def test_a_result_of_another_version_is_one_line(smoke_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(smoke_run, tmp_path / "old")
+    run = RunFolder.open(tmp_path, "old")
+    result = json.loads(run.result.read_text())
+    del result["trials"]["total"]
+    run.result.write_text(json.dumps(result))
+    message = r"old/result.json: cannot be read: it has no total; remove it, and .* resume old"
+    with pytest.raises(UserError, match=message):
+        best_of(run)
+    with pytest.raises(UserError, match=message):
+        leaderboard_frame(tmp_path, ["old"])
+
+
 def test_the_best_recipe_is_a_file_to_search_with(smoke_run: Path, tmp_path: Path) -> None:
     told = cifartune("best", smoke_run.name, "--runs", smoke_run.parent, cwd=tmp_path)
     assert (told.returncode, told.stderr) == (0, "")
@@ -181,7 +208,7 @@ def test_the_leaderboard_is_of_finished_searches(smoke_run: Path, tmp_path: Path
     frame = leaderboard_frame(tmp_path, (), notes.append)
     assert list(frame["name"]) == ["b", "a"]
     [note] = notes
-    assert note == f"{tmp_path}/old/result.json: cannot be read: it has no 'cv_accuracy'"
+    assert note.startswith(f"{tmp_path}/old/result.json: cannot be read: it has no candidates")
     assert list(leaderboard_frame(tmp_path, ["a"])["name"]) == ["a"]
     with pytest.raises(UserError, match="unfinished is not finished"):
         leaderboard_frame(tmp_path, ["a", "unfinished"])

@@ -1,5 +1,7 @@
 """The command line: it parses, calls one function, and prints."""
 
+import errno
+import os
 import sys
 import time
 from pathlib import Path
@@ -31,6 +33,12 @@ if TYPE_CHECKING:
     from cifartune.runs import RunFolder
 
 _STARTED = time.monotonic()
+
+_REFUSED = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room, and go on with the same command"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "see who may read and write there"),
+}
+"""What to do where the system refuses to read or write a file, by its error."""
 
 app = typer.Typer(
     help="Hyper-parameter search for CIFAR-10 classifiers.",
@@ -334,6 +342,14 @@ def main() -> None:
         app()
     except UserError as error:
         print(f"cifartune: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in _REFUSED:
+            raise
+        place = f": {error.filename}" if error.filename else ""
+        print(f"cifartune: {error.strerror}{place}; {_REFUSED[error.errno]}", file=sys.stderr)
+        # What standard output did not take must not fail once more when Python ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(2)
     except (Interrupted, KeyboardInterrupt) as error:
         print(str(error) or "cifartune: stopped", file=sys.stderr)

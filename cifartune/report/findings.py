@@ -6,6 +6,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
+from cifartune.config import Recipe
 from cifartune.report.answer import percent, verdict_lines, views
 from cifartune.report.document import Code, Figure, Folded, Part, Section, Table, Text, Tone
 from cifartune.report.figures import BLUE, GREY, ORANGE
@@ -234,7 +235,7 @@ def winner_section(searched: Searched) -> Section:
         parts.append(Table(["field", "baseline", "winner"], rows))
     else:
         parts.append(Text("The baseline itself won: nothing is changed."))
-    recipe = {key: value for key, value in result["winner"].items() if key != "seed"}
+    recipe = Recipe.model_validate(result["winner"]).model_dump(exclude={"seed"})
     text = yaml.safe_dump({"base": recipe}, default_flow_style=None, sort_keys=False, width=76)
     parts.append(
         Folded("The whole recipe, as the base of a space file", [Code(text.rstrip(), "yaml")])

@@ -58,8 +58,7 @@ def _row(run: RunFolder) -> dict[str, Any]:
     result = run.outcome
     try:
         row = headline(result)
-    except (KeyError, TypeError, AttributeError) as error:
-        reason = f"it has no {error}" if isinstance(error, KeyError) else first_line(error)
-        raise UserError(f"{run.result}: cannot be read: {reason}") from None
+    except (TypeError, AttributeError) as error:
+        raise UserError(f"{run.result}: cannot be read: {first_line(error)}") from None
     # A search may have been moved, or copied, under another name.
     return {**row, "name": run.name, "changed": ", ".join(row["changed"])}

@@ -7,24 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from cifartune.config import SearchSpace, load_space
-from cifartune.errors import UserError, first_line
+from cifartune.errors import UserError
 from cifartune.programs import program
 from cifartune.report.frames import equal_epoch
 from cifartune.runs import RunFolder
 from cifartune.tuning.study import TrialStudy, attributes
-
-NEEDED = (
-    "winner_trial",
-    "validation_epoch",
-    "verdicts",
-    "candidates",
-    "failed_refits",
-    "changed",
-    "models",
-    "used",
-    "seconds",
-)
-"""Without one of these, a result is another version's."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +52,7 @@ class Searched:
                 f"{run.name}: no trial has begun yet, so there is nothing to report; go on with: "
                 f"{run.resume_command}"
             )
-        return cls(run, study, _read_result(run))
+        return cls(run, study, run.outcome if run.result.exists() else None)
 
     @property
     def space(self) -> SearchSpace:
@@ -110,23 +97,3 @@ class Searched:
                 known: dict[str, str] = json.loads(text)
                 return known
         return {}
-
-
-def _read_result(run: RunFolder) -> dict[str, Any] | None:
-    """What result.json holds; None where there is none.
-
-    Raises:
-        UserError: It cannot be read.
-    """
-    if not run.result.exists():
-        return None
-    try:
-        result: dict[str, Any] = json.loads(run.result.read_text())
-        if missing := [key for key in NEEDED if key not in result]:
-            raise ValueError(f"it has no {missing[0]}")
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(
-            f"{run.result}: cannot be read: {first_line(error)}; remove it, and it is made again "
-            f"by: {run.resume_command}"
-        ) from None
-    return result
