@@ -15,6 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from made_up import made_up_run
 from measured import RESULTS, ROOT, keep
@@ -28,7 +29,7 @@ from browser import browser
 
 OPENINGS = 3
 
-SPACE = {
+SPACE: dict[str, Any] = {
     "name": "thousand",
     "base": {"model": {"name": "wideresnet", "width": 4}, "epochs": 30, "optimizer": {"lr": 0.1}},
     "parameters": {

@@ -243,6 +243,9 @@ def restore(uri: str, runs: Path) -> RunFolder:
         partial = RunFolder(temporary)
         if not {partial.space_file.name, partial.identity.name} <= set(names):
             raise UserError(f"{shown}: there is no copy of a run")
+        # A bucket's keys may be anything.
+        if outside := [n for n in names if n.startswith("/") or ".." in Path(n).parts]:
+            raise UserError(f"{shown}: {outside[0]} does not lie in it; nothing is restored")
         for relative, path in names.items():
             if is_leftover(Path(relative)):
                 continue

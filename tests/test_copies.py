@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from pyarrow import fs
@@ -160,6 +161,21 @@ def test_what_is_no_copy_is_not_restored(run: RunFolder, uri: str, tmp_path: Pat
         restore("file:///", runs)
     copy.update()
     assert list(runs.iterdir()) == []
+
+
+@pytest.mark.parametrize("key", ["../../profile", "a/../../profile", "/etc/profile"])
+def test_a_copy_that_leads_elsewhere_is_not_restored(
+    key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def listed(selector: fs.FileSelector) -> list[fs.FileInfo]:
+        names = ("space.yaml", "run.json", key)
+        return [fs.FileInfo(f"bucket/run/{name}", fs.FileType.File) for name in names]
+
+    bucket = SimpleNamespace(get_file_info=listed)  # a disk has no such names
+    monkeypatch.setattr(copies, "_file_system", lambda uri: (bucket, "bucket/run"))
+    with pytest.raises(UserError, match=f"s3://bucket/run: {key} does not lie in it; nothing"):
+        restore("s3://bucket/run", tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_object_store(run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -339,7 +339,7 @@ def _weights(parts: Parts) -> Iterator[Problem]:
                     if word == "imagenet"
                     else f"the package has weights of {PACKAGE_NETWORKS[word]} alone"
                 )
-                yield where, f"can not be {word} with {told}: {rule}"
+                yield where, f"cannot be {word} with {told}: {rule}"
 
 
 def _networks_with(parts: Parts, weights: str) -> dict[Where, list[Any]]:

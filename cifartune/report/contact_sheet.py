@@ -2,6 +2,7 @@
 
 import textwrap
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from cifartune.config import SearchSpace
 from cifartune.config.recipe import AugmentRecipe
 from cifartune.data import CLASSES, load_train
 from cifartune.errors import UserError
+from cifartune.files import write_atomically
 from cifartune.report.figures import enlarged, font
 from cifartune.training.augment import apply_policy, crop_and_flip, cutout_, distort, mix
 
@@ -110,11 +112,14 @@ def write_sheet(sheet: Image.Image, path: Path) -> None:
     """Writes a picture in the format of its name.
 
     Raises:
-        UserError: The name is no picture's, or the file can not be written.
+        UserError: The name is no picture's, or the file cannot be written.
     """
+    form = Image.registered_extensions().get(path.suffix.lower())
+    if form not in Image.SAVE:
+        raise UserError(f"{path}: --out must end in .png or another picture's ending")
+    picture = BytesIO()
     try:
-        sheet.save(path)
-    except ValueError:
-        raise UserError(f"{path}: --out must end in .png or another picture's ending") from None
+        sheet.save(picture, form)
+        write_atomically(path, picture.getvalue())
     except OSError as error:
-        raise UserError(f"{path}: can not be written: {error.strerror or error}") from None
+        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from None

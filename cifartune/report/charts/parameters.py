@@ -29,6 +29,9 @@ Parameters = Mapping[str, Range | Choice]
 NOWHERE = -0.12
 """The height of what a recipe has not, below all values."""
 
+MOST_BESIDE = 4
+"""How many names of categories fit side by side below a slice; of more, each second is lower."""
+
 
 def importance_chart(importance: pd.DataFrame) -> go.Figure:
     """The share of each parameter with its interval, by each method of `importance_frame`.
@@ -95,6 +98,8 @@ def slice_chart(
     figure.update_xaxes(title=escape(name))
     if isinstance(parameter, Choice):
         labels = [shown_value(value).replace("_", "<br>") for value in parameter.values]
+        if len(labels) > MOST_BESIDE:
+            labels = [label if i % 2 == 0 else f"<br><br>{label}" for i, label in enumerate(labels)]
         figure.update_xaxes(
             tickvals=list(range(len(labels))),
             ticktext=labels,
