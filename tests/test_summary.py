@@ -176,6 +176,9 @@ def test_the_summary_fits_on_a_terminal(result: dict[str, Any], study: TrialStud
     print_summary(result, study, Console(file=file, width=80))
     text = file.getvalue()
     assert max(map(len, text.splitlines())) <= 80
+    print_summary(result, study, Console(file=(wide := io.StringIO()), width=200))
+    recipe = wide.getvalue().split("Its recipe")[1].split("Verdict")[0]
+    assert recipe in text  # no value of it is torn from its name
     for told in (
         "0*",
         "Winner: trial 2",

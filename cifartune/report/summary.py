@@ -43,7 +43,7 @@ def print_summary(result: dict[str, Any], study: TrialStudy, console: Console) -
         console.print("  nothing: the baseline itself won")
     console.print("\n[bold]Its recipe[/], as the base of a space file")
     recipe = {key: _rounded(value) for key, value in result["winner"].items() if key != "seed"}
-    text = yaml.safe_dump(recipe, default_flow_style=None, sort_keys=False, width=58)
+    text = yaml.safe_dump(recipe, default_flow_style=None, sort_keys=False, width=48)
     console.print(indent(text.rstrip(), "  "), highlight=False, markup=False)
     console.print("\n[bold]Verdict[/]")
     for line in verdict_lines(result):
