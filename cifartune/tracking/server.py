@@ -66,7 +66,8 @@ def find_page(runs: Path, name: str | None) -> Page:
     file = uri.removeprefix("sqlite:///")
     if file != uri and not Path(file).exists():
         told = (
-            f"{run.identity} says that it is there; if it was moved, put its new place there"
+            f"{run.identity} says that it is there; if its folder was moved, make a link to it "
+            "there: MLflow finds its files by that path, too"
             if run
             else "a search makes it, or name the folder of the runs with --runs"
         )
