@@ -1,6 +1,5 @@
 """The command line: it parses, calls one function, and prints."""
 
-import errno
 import os
 import sys
 import time
@@ -26,6 +25,7 @@ from cifartune.cli.output import (
     QuietOption,
     chosen_output,
     told_if_it_fails,
+    what_to_mend,
 )
 
 if TYPE_CHECKING:
@@ -33,12 +33,6 @@ if TYPE_CHECKING:
     from cifartune.runs import RunFolder
 
 _STARTED = time.monotonic()
-
-_REFUSED = {
-    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room, and go on with the same command"),
-    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "see who may read and write there"),
-}
-"""What to do where the system refuses to read or write a file, by its error."""
 
 app = typer.Typer(
     help="Hyper-parameter search for CIFAR-10 classifiers.",
@@ -336,24 +330,22 @@ for command in (
 
 def main() -> None:
     """Runs the command line; a mistake of the user's ends it with exit code 2."""
-    from cifartune.errors import Interrupted, UserError
+    from cifartune.errors import Interrupted
 
     try:
         app()
-    except UserError as error:
-        print(f"cifartune: {error}", file=sys.stderr)
-        sys.exit(2)
-    except OSError as error:
-        if error.errno not in _REFUSED:
-            raise
-        place = f": {error.filename}" if error.filename else ""
-        print(f"cifartune: {error.strerror}{place}; {_REFUSED[error.errno]}", file=sys.stderr)
-        # What standard output did not take must not fail once more when Python ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(2)
     except (Interrupted, KeyboardInterrupt) as error:
         print(str(error) or "cifartune: stopped", file=sys.stderr)
         sys.exit(130)
+    except Exception as error:
+        told = what_to_mend(error)
+        if told is None:
+            raise
+        print(f"cifartune: {told}", file=sys.stderr)
+        if isinstance(error, OSError):
+            # What standard output did not take must not fail once more when Python ends.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(2)
 
 
 def _run(

@@ -1,5 +1,6 @@
 """What a search prints: for people, for scripts, or for machines."""
 
+import errno
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,6 +30,23 @@ JsonLinesOption = Annotated[
         "--json-lines", help="Print every event as a line of JSON (docs/WATCHING.md), for machines."
     ),
 ]
+
+
+_REFUSED = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room, and go on with the same command"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "see who may read and write there"),
+}
+"""What to do where the system refuses to read or write a file, by its error."""
+
+
+def what_to_mend(error: BaseException) -> str | None:
+    """What is told of an error that the user can mend, with exit code 2; None of a defect."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError) and error.errno in _REFUSED:
+        place = f": {error.filename}" if error.filename else ""
+        return f"{error.strerror}{place}; {_REFUSED[error.errno]}"
+    return None
 
 
 @dataclass(frozen=True)
@@ -71,13 +89,14 @@ def told_if_it_fails(quiet: bool, json_lines: bool) -> Iterator[None]:
             from cifartune.report.terminal import print_event
 
             is_stopped = isinstance(error, Interrupted | KeyboardInterrupt)
-            code = 128 + signal.SIGINT if is_stopped else 2 if isinstance(error, UserError) else 1
+            told = what_to_mend(error)
+            code = 128 + signal.SIGINT if is_stopped else 1 if told is None else 2
             print_event(
                 {
                     "event": "error",
                     "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
                     "kind": "interrupted" if is_stopped else "error",
-                    "message": str(error) if isinstance(error, UserError) else first_line(error),
+                    "message": first_line(error) if told is None else told,
                     "exit_code": code,
                 }
             )
