@@ -368,3 +368,21 @@ def test_a_wide_table_names_the_columns_that_it_leaves_out() -> None:
         told = " ".join(text.split())
         for name in wide:
             assert (short(name) in heading) != (name in told[told.index("* baseline") :])
+
+
+def test_no_two_columns_have_one_heading() -> None:
+    values = {
+        "schedule.patience": 3,
+        "stopping.patience": 7,
+        "stopping.epoch": 20,
+        "optimizer.lr": 0.1,
+    }
+    rows = [Row(0, values, epochs=30, epoch=7, value=0.5)]
+    shown = trials_table("val_accuracy", list(values), rows, width=100)
+    headings = [str(column.header) for column in shown.columns]
+    assert headings == ["trial", "state", "epoch", "valid", *list(values)[:3], "lr"]
+    cells = [list(column.cells) for column in shown.columns]
+    assert cells[2:] == [["7/30"], ["50.00%"], ["3"], ["7"], ["20"], ["0.1"]]
+    for width in range(20, 100):
+        told = str(trials_table("val_accuracy", list(values), rows, width=width).caption)
+        assert told.startswith("* baseline")

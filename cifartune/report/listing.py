@@ -15,7 +15,7 @@ from rich.text import Text
 from cifartune.config.problems import nearest
 from cifartune.errors import UserError
 from cifartune.report.event_log import finite
-from cifartune.report.tables import short, show_time
+from cifartune.report.tables import headings, show_time
 
 OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
     "==": operator.eq,
@@ -90,11 +90,8 @@ def _table(frame: pd.DataFrame, width: int) -> Table:
     """The columns for which there is room in `width`; the others are named below."""
     names = [str(name) for name in frame.columns]
     texts = {name: [_short(name, value) for value in frame[name]] for name in names}
-    headings = {name: short(name) for name in names}
-    for name, heading in headings.items():
-        if list(headings.values()).count(heading) > 1:
-            headings[name] = name
-    widths = {name: max(map(len, [headings[name], *texts[name]])) for name in names}
+    heading_of = headings(names)
+    widths = {name: max(map(len, [heading_of[name], *texts[name]])) for name in names}
     shown = list(names)
     while len(shown) > 1 and sum(widths[name] + 2 for name in shown) - 2 > width:
         shown.pop()
@@ -105,7 +102,7 @@ def _table(frame: pd.DataFrame, width: int) -> Table:
     for name in shown:
         is_number = pd.api.types.is_numeric_dtype(frame[name])
         is_number = is_number and not pd.api.types.is_bool_dtype(frame[name])
-        table.add_column(headings[name], justify="right" if is_number else "left", overflow="fold")
+        table.add_column(heading_of[name], justify="right" if is_number else "left", overflow="fold")
     for row in zip(*(texts[name] for name in shown), strict=True):
         table.add_row(*map(Text, row))
     return table

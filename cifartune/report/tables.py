@@ -1,5 +1,6 @@
 """The table of trials, live and as a leaderboard, and how its values are written."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -75,12 +76,15 @@ def trials_table(
         "epoch": [f"{row.epoch}/{row.epochs}" for row in rows],
         short(metric): ["" if row.value is None else show(metric, row.value) for row in rows],
     }
+    heading_of = headings(parameters, taken=columns)
     columns |= {
-        short(name): [show_value(row.values[name]) if name in row.values else "" for row in rows]
+        heading_of[name]: [
+            show_value(row.values[name]) if name in row.values else "" for row in rows
+        ]
         for name in parameters
     }
     words = {
-        short(name)
+        heading_of[name]
         for name in parameters
         if any(isinstance(row.values.get(name), str) for row in rows)
     }
@@ -97,7 +101,7 @@ def trials_table(
         if sum(least(heading) + 1 for heading in columns) <= width:
             break
         hidden.insert(0, name)
-        del columns[short(name)]
+        del columns[heading_of[name]]
     room = width - sum(least(heading) + 1 for heading in columns)
     caption = "* baseline" + (f"; not shown: {', '.join(hidden)}" if hidden else "")
     table = Table(box=None, padding=(0, 1, 0, 0), caption=caption, caption_justify="left")
@@ -117,6 +121,12 @@ def trials_table(
             table.add_row(titles[place], style="dim")
         table.add_row(*line, style="bold" if row.state == "running" else "")
     return table
+
+
+def headings(names: Sequence[str], taken: Iterable[str] = ()) -> dict[str, str]:
+    """Each column's heading by its name: short where no other column has the same, nor `taken`."""
+    counts = Counter([*map(short, names), *taken])
+    return {name: short(name) if counts[short(name)] == 1 else name for name in names}
 
 
 def short(name: str) -> str:
