@@ -247,6 +247,19 @@ def verdict_of(value: float, low: float, high: float, **told: Any) -> dict[str, 
             "sure",
             "The hand-set baseline won over 15 other trials: better than trial 3",
         ),
+        (
+            {
+                "winner_trial": 0,
+                "verdicts": [verdict_of(-0.01, -0.02, -0.004, rival=3, verdict="worse")],
+            },
+            "open",
+            "it has the least loss, and is less accurate than trial 3, the next best: -1.00 points",
+        ),
+        (
+            {"trials": {"total": 16, "refused": 4}},
+            "sure",
+            "Trial 9, of 16 trained, won: better than the hand-set baseline",
+        ),
     ],
 )
 def test_the_verdict_is_a_sentence(

@@ -18,8 +18,10 @@ from cifartune.outputs import LOGITS, SNAPSHOTS, WEIGHTS
 from cifartune.refit import Candidate
 from cifartune.refit.candidates import make_candidate
 from cifartune.report.answer import accuracy_lines, verdict_lines
+from cifartune.report.findings import headlines
 from cifartune.report.frames import curves_frame, trials_frame
 from cifartune.report.outcome import outcome, to_json
+from cifartune.report.searched import Searched
 from cifartune.report.summary import print_summary
 from cifartune.report.tables import Row, short, show_time, trials_table
 from cifartune.runs import RunFolder
@@ -211,6 +213,13 @@ def told(result: dict[str, Any], study: TrialStudy) -> str:
     print_summary(result, study, Console(file=file, width=80))
     assert max(map(len, file.getvalue().splitlines())) <= 80
     return file.getvalue()
+
+
+def test_the_report_counts_a_failed_recipe_as_failed(
+    result: dict[str, Any], study: TrialStudy, tmp_path: Path
+) -> None:
+    found = headlines(Searched(RunFolder(tmp_path), study, result))
+    assert found[-1] == ("trials", "5", "2 complete, 1 stopped, 2 failed")
 
 
 def test_snapshots_are_told_beside_the_fold_ensemble(study: TrialStudy, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The answer of a search for its report: verdict, accuracies, the winner, the leaderboard."""
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,9 +11,10 @@ from cifartune.config import Recipe
 from cifartune.report.answer import percent, verdict_lines, views
 from cifartune.report.document import Code, Figure, Folded, Part, Section, Table, Text, Tone
 from cifartune.report.figures import BLUE, GREY, ORANGE
-from cifartune.report.frames import leaderboard_frame
+from cifartune.report.frames import COMPLETE, FAILED, STOPPED, kind_of, leaderboard_frame
 from cifartune.report.searched import Searched
 from cifartune.report.tables import show, show_value
+from cifartune.tuning.study import kept_epoch
 
 LEADERBOARD = 20
 """Trials on the leaderboard at the most; all are in trials.csv."""
@@ -27,20 +29,25 @@ def verdict(searched: Searched) -> tuple[str, Tone]:
     if result is None:
         return _so_far(searched), "none"
     winner, trials = result["winner_trial"], result["trials"]["total"]
+    # Recipes that were refused have numbers, too.
+    refused = result["trials"]["refused"]
+    name = f"Trial {winner}" + (f", of {trials} trained," if refused else f" of {trials}")
     of_baseline = [one for one in result["verdicts"] if not one["rival"]]
     if not winner and len(result["candidates"]) == 1:
         return f"The baseline alone was refit: {_recipe_accuracy(result)} out of fold.", "none"
     if not winner:
         rival = result["verdicts"][0]
-        name = f"trial {rival['rival']}, the next best"
+        best, by = f"trial {rival['rival']}, the next best", _difference(rival["folds"])
         told = f"The hand-set baseline won over {trials - 1} other trials: "
         if rival["verdict"] == "better":
-            return f"{told}better than {name}, by {_difference(rival['folds'])}.", "sure"
-        return f"{told}it cannot be told apart from {name} ({_difference(rival['folds'])}).", "open"
+            return f"{told}better than {best}, by {by}.", "sure"
+        if rival["verdict"] == "worse":  # where the search chooses by loss
+            return f"{told}it has the least loss, and is less accurate than {best}: {by}.", "open"
+        return f"{told}it cannot be told apart from {best} ({by}).", "open"
     if not of_baseline:
         why = "whose refit failed" if 0 in result["failed_refits"] else "which was not refit"
         return (
-            f"Trial {winner} of {trials} won, with {_recipe_accuracy(result)} out of fold; it was "
+            f"{name} won, with {_recipe_accuracy(result)} out of fold; it was "
             f"not held against the baseline, {why}.",
             "none",
         )
@@ -48,18 +55,16 @@ def verdict(searched: Searched) -> tuple[str, Tone]:
     by = _difference(told["folds"])
     if told["verdict"] == "cannot be told apart":
         return (
-            f"Trial {winner} of {trials} came out first, but cannot be told apart from the "
-            f"hand-set baseline: {by}.",
+            f"{name} came out first, but cannot be told apart from the hand-set baseline: {by}.",
             "open",
         )
     if told["verdict"] == "worse":  # where the search chooses by loss
         return (
-            f"Trial {winner} of {trials} has the least loss, and is less accurate than the "
-            f"hand-set baseline: {by}.",
+            f"{name} has the least loss, and is less accurate than the hand-set baseline: {by}.",
             "open",
         )
     return (
-        f"Trial {winner} of {trials} won: better than the hand-set baseline by {by.lstrip('+')}.",
+        f"{name} won: better than the hand-set baseline by {by.lstrip('+')}.",
         "sure",
     )
 
@@ -69,11 +74,11 @@ def _so_far(searched: Searched) -> str:
     if searched.best is None:
         return "No trial has a result yet."
     trial = searched.study.trials[searched.best]
-    value = show(searched.metric, trial.intermediate_values[max(trial.intermediate_values)])
+    value = show(searched.metric, trial.intermediate_values[kept_epoch(trial)])
     name = f"trial {trial.number}" if trial.number else "the baseline"
     return (
         f"No answer yet. The best trial so far is {name}, with {searched.metric} {value}, which "
-        "these images chose: it will be less on others."
+        "these images chose: it will be worse on others."
     )
 
 
@@ -132,9 +137,9 @@ def headlines(searched: Searched) -> list[tuple[str, str, str]]:
         if result["winner_trial"] and not told["rival"]:
             points = f"{100 * told['folds']['value']:+.2f}"
             found.append(("points over the baseline", points, told["verdict"]))
-    counts = result["trials"]
-    ends = f"{counts['complete']} complete, {counts['pruned']} stopped, {counts['failed']} failed"
-    found.append(("trials", f"{counts['total']:,}", ends))
+    counts = Counter(map(kind_of, searched.study.trials))
+    ends = f"{counts[COMPLETE]} complete, {counts[STOPPED]} stopped, {counts[FAILED]} failed"
+    found.append(("trials", f"{result['trials']['total']:,}", ends))
     return found
 
 

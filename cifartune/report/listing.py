@@ -102,7 +102,9 @@ def _table(frame: pd.DataFrame, width: int) -> Table:
     for name in shown:
         is_number = pd.api.types.is_numeric_dtype(frame[name])
         is_number = is_number and not pd.api.types.is_bool_dtype(frame[name])
-        table.add_column(heading_of[name], justify="right" if is_number else "left", overflow="fold")
+        table.add_column(
+            heading_of[name], justify="right" if is_number else "left", overflow="fold"
+        )
     for row in zip(*(texts[name] for name in shown), strict=True):
         table.add_row(*map(Text, row))
     return table

@@ -4,13 +4,12 @@ import logging
 from pathlib import Path
 from typing import Literal
 
-from optuna.trial import TrialState
-
 from cifartune.errors import UserError, first_line
 from cifartune.files import write_atomically
 from cifartune.report import analysis, findings, ledger
 from cifartune.report.advice import advice_section
 from cifartune.report.document import Document, markdown
+from cifartune.report.frames import UNFINISHED, UNTRAINED, kind_of
 from cifartune.report.page import page
 from cifartune.report.searched import Searched
 from cifartune.report.tables import show_time
@@ -102,7 +101,8 @@ def document_of(searched: Searched) -> Document:
 def _subtitle(searched: Searched) -> str:
     space, trials = searched.space, searched.study.trials
     begins = [trial.datetime_start for trial in trials if trial.datetime_start]
-    told = [f"{len(trials):,} trials over {len(space.parameters)} parameters"]
+    trained = sum(kind_of(trial) != UNTRAINED for trial in trials)
+    told = [f"{trained:,} trials over {len(space.parameters)} parameters"]
     if searched.result:
         told.append(show_time(searched.result["seconds"]["total"]))
     told += [f"begun {min(begins):%Y-%m-%d}"] if begins else []
@@ -113,7 +113,7 @@ def _notices(searched: Searched) -> list[str]:
     found = []
     if searched.result is None:
         trials = searched.study.trials
-        ended = sum(trial.state is not TrialState.RUNNING for trial in trials)
+        ended = sum(kind_of(trial) not in (UNFINISHED, UNTRAINED) for trial in trials)
         asked = searched.space.search.num_trials
         found.append(
             f"Unfinished: {ended:,} of {asked:,} trials have ended, and there is no "
