@@ -84,7 +84,7 @@ def _rehearse(
         metrics: dict[str, float] = {target.metric: value for target in space.targets}
         if epoch == recipe.last_epoch:
             study.record(number, epoch, value, metrics)
-            scheduler.on_trial_complete(None, handle, result)
+            scheduler.on_trial_complete(None, handle, {**result, "facts/kept_epoch": epoch})
             study.complete(number)
             continue
         decision = scheduler.on_trial_result(None, handle, result)

@@ -145,10 +145,10 @@ class _Halving(_FromStudy, _NumberedBrackets):
         super().__init__(study, went_on, seed=study.space.search.seed, **settings)
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
-        if facts := result.get("facts"):
+        if any(key.startswith("facts/") for key in result):  # Tune has made it flat
             values = self._study.trials[trial.config["number"]].intermediate_values
             last = result[tune_metric(self._study)]
-            kept = facts.get("kept_epoch", result["epoch"])
+            kept = result.get("facts/kept_epoch", result["epoch"])
             self._fill(trial, result["epoch"], values.get(kept, last))
         super().on_trial_complete(tune_controller, trial, result)
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from ray.tune.schedulers import TrialScheduler
+from ray.tune.utils import flatten_dict
 
 from cifartune.config import SearchSpace
 from cifartune.tuning.messages import Failed
@@ -323,7 +324,7 @@ def test_a_trial_that_ended_by_itself_counts_in_the_rungs_above(tmp_path: Path) 
     search.study.record(number, 2, 0.8)
     search.study.annotate(number, {"kept_epoch": 1})
     result = {"epoch": 2, search.metric: 0.8, "done": True, "facts": {"kept_epoch": 1}}
-    search.scheduler.on_trial_complete(None, search.handles[number], result)
+    search.scheduler.on_trial_complete(None, search.handles[number], flatten_dict(result))
     search.study.complete(number)
     for process in (search, Simulation(space, url)):
         (bracket,) = process.scheduler._brackets
