@@ -23,6 +23,7 @@ from pyarrow import fs
 
 from cifartune.errors import UserError, first_line
 from cifartune.files import PRIVATE, is_leftover
+from cifartune.outputs import as_written
 from cifartune.passwords import hidden_in, without_password
 from cifartune.runs import RunFolder
 from cifartune.tuning.recorded import copy_database
@@ -84,7 +85,7 @@ class Copy:
         with TemporaryDirectory() as folder:
             study = self._snapshot(Path(folder))
             now = self._stamps()
-            for name, stamp in now.items():
+            for name, stamp in sorted(now.items(), key=lambda item: as_written(item[0])):
                 if self._known.get(name) != stamp:
                     with suppress(FileNotFoundError):  # a checkpoint that was dropped meanwhile
                         self._write(self._run.path / name, name)

@@ -257,8 +257,8 @@ class Refit:
         return self._run.part(part.trial, part.name)
 
     def _is_done(self, part: Part) -> bool:
-        """Whether its last file is there."""
-        names = [WEIGHTS] if part.fold == ALL_IMAGES else [LOGITS]
+        """Whether all of its files are there."""
+        names = [WEIGHTS] if part.fold == ALL_IMAGES else [WEIGHTS, LOGITS]
         if part.fold != ALL_IMAGES and self._recipes[part.trial].tta != "none":
             names.append(PLAIN_LOGITS)
         return all((self._folder(part) / name).exists() for name in names)

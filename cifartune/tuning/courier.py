@@ -14,6 +14,7 @@ from filelock import FileLock, Timeout
 
 from cifartune.errors import first_line
 from cifartune.files import write_atomically
+from cifartune.outputs import as_written
 from cifartune.tuning.messages import Job, Work
 
 SCRATCH = "cifartune-slot-"
@@ -122,7 +123,7 @@ class Courier:
         now = self._stamps()
         changed = {
             name: (self._here / name).read_bytes()
-            for name, stamp in now.items()
+            for name, stamp in sorted(now.items(), key=lambda item: as_written(item[0]))
             if self._known.get(name) != stamp
         }
         gone = [name for name in self._known if name not in now]

@@ -490,15 +490,16 @@ def test_who_was_beaten_by_one_that_failed_is_trained_on(
     assert again.jobs == []
 
 
-def test_folds_without_their_plain_logits_are_trained_again(
-    tmp_path: Path, splits: Splits, labels: Any
+@pytest.mark.parametrize("name", [WEIGHTS, PLAIN_LOGITS])
+def test_folds_without_one_of_their_files_are_trained_again(
+    name: str, tmp_path: Path, splits: Splits, labels: Any
 ) -> None:
-    """Those of an earlier version have none where the recipe has test-time augmentation."""
+    """An earlier version kept no plain logits; a copy may have ended before the weights."""
     base = {"epochs": 3, "optimizer": {"lr": 0.2}, "tta": "flip"}
     study, run = search(tmp_path, base=base, refit={"top_k": 1})
     first = FakePool(splits, labels)
     refit(study, run, first)
-    (first.jobs[2].folder / PLAIN_LOGITS).unlink()
+    (first.jobs[2].folder / name).unlink()
     again = FakePool(splits, labels)
     refit(study, run, again)
     assert again.jobs == [first.jobs[2]]

@@ -11,6 +11,7 @@ import ray
 from filelock import FileLock
 
 from cifartune.config import Recipe
+from cifartune.outputs import LOGITS, PLAIN_LOGITS, WEIGHTS
 from cifartune.tuning.courier import SCRATCH, AtHome, Courier, Files, Undelivered
 from cifartune.tuning.messages import Job
 
@@ -82,6 +83,24 @@ def test_a_job_has_its_files_here_and_leaves_them_at_home(courier: Courier, job:
         (there.folder / "lost").touch()
     assert not there.folder.exists()
     assert not (job.folder / "lost").exists()
+
+
+def test_the_logits_come_last(courier: Courier, job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that is full in between must not leave a fold that looks done."""
+    names = ["snapshots/2/weights.safetensors", "snapshots/2/logits.npy", "epoch-2.checkpoint"]
+    names += [WEIGHTS, PLAIN_LOGITS, LOGITS]
+    written: list[str] = []
+
+    def write(path: Path, content: bytes) -> None:
+        written.append(str(path.relative_to(job.folder)))
+
+    with courier.carrying(job) as there:
+        for name in reversed(names):
+            (there.folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (there.folder / name).write_bytes(b"new")
+        monkeypatch.setattr("cifartune.tuning.courier.write_atomically", write)
+        courier.bring()
+    assert written == names
 
 
 def test_what_comes_after_the_end_of_its_trial_is_dropped(courier: Courier, job: Job) -> None:
