@@ -95,12 +95,19 @@ class Workers:
         return nullcontext() if self.is_alone or is_last else network.no_sync()
 
     def agree(self, ask: Callable[[], T]) -> T:
-        """What `ask` returns to the first worker, for all of them; the others wait."""
+        """What `ask` returns to the first worker, for all of them, or raises; the others wait."""
         if self.is_alone:
             return ask()
-        answer = [ask() if self.rank == 0 else None]
-        dist.broadcast_object_list(answer, src=0, group=self._group)
-        return cast(T, answer[0])
+        said: list[Any] = [None, None]
+        if self.rank == 0:
+            try:
+                said[0] = ask()
+            except Exception as error:
+                said[1] = error
+        dist.broadcast_object_list(said, src=0, group=self._group)
+        if said[1] is not None:
+            raise said[1]
+        return cast(T, said[0])
 
     def reseed(self, seed: int, epoch: int) -> None:
         """Gives each worker but the first random numbers of its own for an epoch."""

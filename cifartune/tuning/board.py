@@ -170,6 +170,12 @@ class Board:
         if entry is not None:
             self._end(entry, message)
 
+    async def leave(self, slot: int) -> None:
+        """A slot's process ends behind its job: what it had is free for others."""
+        self._seats.pop(slot, None)
+        self._occupied.discard(slot)
+        self._match()
+
     async def overdue(self, seconds: float) -> list[tuple[int, Seat, str]]:
         """The slots that have been at one epoch, or at what comes after the last, for longer.
 
@@ -203,10 +209,11 @@ class Board:
             Whether it had finished an epoch or a job since it was lost before.
         """
         if failure.kind == "node_lost" and slot in self._seats:
-            # With it those that wait for work there, which nobody has missed yet.
+            # With it those that wait for work there, which nobody has missed yet. One that is alive
+            # all the same, on a machine that was too busy to answer, ends and is started anew.
             for other in list(self._idle):
                 if self._seats[other].node == self._seats[slot].node:
-                    del self._idle[other]
+                    self._idle.pop(other).set_exception(RuntimeError("taken to be lost"))
         await self.fail(slot, failure)
         self._seats.pop(slot, None)
         worked = slot in self._worked

@@ -41,6 +41,7 @@ class Checkpoints:
         content = buffer.getvalue()
         path = self._folder / f"epoch-{epoch}.checkpoint"
         write_atomically(path, sha256(content).digest() + content)
+        self.drop_after(epoch)  # they were damaged: this run began before them
         for old in sorted(self._paths())[:-KEPT]:
             self._paths()[old].unlink(missing_ok=True)
         return path

@@ -117,8 +117,8 @@ def run_trials(
         raise UserError(f"no slot is left to train on: {pool.lost}")
     if ledger.disk_full:
         raise UserError(ledger.disk_full)
-    if proposals.error:
-        raise proposals.error
+    if error := ledger.error or proposals.error:
+        raise error
     if ledger.hopeless:
         raise UserError(ledger.hopeless)
     if stopper.out_of_time or not stop.is_set():
@@ -235,6 +235,8 @@ class _Ledger(Unpickled, tune.Callback):
         """Why the search is given up; empty while it is not."""
         self.disk_full = ""
         """Why it pauses; empty while there is room."""
+        self.error: Exception | None = None
+        """What kept it from writing the end of a trial."""
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         number = trial.config["number"]
@@ -272,6 +274,15 @@ class _Ledger(Unpickled, tune.Callback):
             observer.epoch_ended(number, epoch, metrics)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Whatever it raises ends the search: Tune would keep it, and run the ended trial again."""
+        if self.error:
+            return  # what is under way can go on another time
+        try:
+            self._complete(trial)
+        except Exception as error:
+            self.error = error
+
+    def _complete(self, trial: Any) -> None:
         number, result = trial.config["number"], trial.last_result
         failure = result.get("failure")
         if isinstance(failure, Failed) and self._is_no_end(failure):
@@ -371,7 +382,8 @@ class _Stopper(Unpickled, tune.Stopper):
             self._pool.board.wind_down.remote()
             self._winding_down = True
         self.out_of_time = time.monotonic() > self._deadline
-        if (self.out_of_time or self._ledger.hopeless) and not self._stopped:
+        is_given_up = self._ledger.hopeless or self._ledger.error
+        if (self.out_of_time or is_given_up) and not self._stopped:
             # Tune waits for a step under way, which would be an epoch: let it return now.
             self._pool.board.stop_all.remote()
             self._stopped = True

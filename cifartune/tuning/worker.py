@@ -98,6 +98,8 @@ def _take_jobs(config: dict[str, Any], courier: Courier | None) -> None:
         if workers.rank == 0:
             tell(job, message)
         if config["one_job"]:
+            if workers.rank == 0:
+                ray.get(board.leave.remote(slot), timeout=TELL_SECONDS)
             return
 
 

@@ -9,6 +9,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from cifartune.config import Recipe
+from cifartune.models.errors import UnfitNetwork
 from cifartune.training import EpochResult, NonFiniteLoss, SplitImages, Trainer
 from cifartune.training.workers import Workers
 
@@ -30,6 +31,27 @@ def test_shares_are_the_whole() -> None:
                 assert taken == list(range(images)) * count
     every = [Workers(rank, 3).every(torch.arange(7)).tolist() for rank in range(3)]
     assert sorted(i for own in every for i in own) == list(range(7))
+
+
+def test_what_the_first_fails_of_all_fail_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the others would wait for an answer, and take the next for it."""
+    sent: list[Any] = []
+
+    def broadcast(said: list[Any], src: int, group: Any) -> None:
+        if sent:
+            said[:] = sent
+        else:
+            sent.extend(said)
+
+    def ask() -> str:
+        raise UnfitNetwork("too deep")
+
+    monkeypatch.setattr(dist, "broadcast_object_list", broadcast)
+    for rank in range(COUNT):
+        with pytest.raises(UnfitNetwork, match="too deep"):
+            Workers(rank, COUNT).agree(ask)
+    sent.clear()
+    assert [Workers(rank, COUNT).agree(lambda: "yes") for rank in range(COUNT)] == ["yes"] * COUNT
 
 
 @pytest.mark.parametrize(

@@ -69,3 +69,7 @@ def test_where_all_are_damaged_a_run_begins_anew(checkpoints: Checkpoints) -> No
     for epoch in (1, 2):
         checkpoints.save(epoch, state(epoch)).write_bytes(b"nothing")
     assert checkpoints.load() is None
+    # What it saves then is not taken for older than the damaged ones.
+    checkpoints.save(1, state(1))
+    again = checkpoints.load()
+    assert again is not None and again["epoch"] == 1

@@ -1,17 +1,18 @@
 """What the driver writes about a trial, before anything acts on it."""
 
+import errno
 import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from cifartune.config import SearchSpace
 from cifartune.events import Observer
 from cifartune.tuning.schedulers import Handle, make_scheduler, tune_metric
-from cifartune.tuning.search import _end_what_is_open, _Ledger
+from cifartune.tuning.search import _end_what_is_open, _Ledger, _Stopper
 from cifartune.tuning.study import TrialStudy, attributes, sqlite_url
 
 SPACE = SearchSpace.model_validate(
@@ -113,6 +114,35 @@ def test_what_is_left_open_ends_when_its_slot_has_left(
     assert attributes(trial).get("failure") == (None if out_of_time else "worker_killed")
     _end_what_is_open(study, pool, ledger, out_of_time=out_of_time)
     assert order == ["vacated", 0]  # there is nothing to wait for
+
+
+def test_an_end_that_cannot_be_written_ends_the_search() -> None:
+    """Tune would keep the error to itself, and train the trial again."""
+
+    class Full(Observer):
+        def trial_ended(self, trial: FrozenTrial) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    study = TrialStudy(SPACE)
+    for _ in range(2):
+        study.propose()
+    free = SimpleNamespace(remote=lambda *_: None)
+    pool: Any = SimpleNamespace(board=SimpleNamespace(stop=free, stop_all=free), lost="")
+    folders: Any = SimpleNamespace(trial_ended=lambda trial: None)
+    stop = threading.Event()
+    ledger = _Ledger(study, pool, [Full()], folders, stop, again=lambda number: None)
+    stopper = _Stopper(pool, ledger, stop, None)
+    assert not stopper.stop_all()
+    for number in (0, 1):
+        metrics = {"val_accuracy": 0.5, "seconds": 1.0}
+        result = {"epoch": 1, "metrics": metrics, "facts": {"kept_epoch": 1}}
+        trial: Any = SimpleNamespace(config={"number": number}, last_result=result)
+        study.record(number, 1, 0.5, metrics)
+        ledger.on_trial_complete(0, [], trial)
+    assert isinstance(ledger.error, OSError)
+    assert stopper.stop_all()
+    states = [trial.state for trial in study.trials]
+    assert states == [TrialState.COMPLETE, TrialState.RUNNING]  # the other can go on
 
 
 class Told(Observer):
