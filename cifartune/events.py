@@ -49,7 +49,8 @@ class Observer:
         """A training run of a refit is over.
 
         `accuracy` is that of the images that it held out, if it did; `facts` say how it was
-        trained, where that is known.
+        trained, where that is known. Of one that left no model, which the refit survives, they are
+        the kind of its `failure` and the `message`.
         """
 
     def refit_ended(self, number: int, metrics: dict[str, float], dropped: str = "") -> None:

@@ -1,6 +1,7 @@
 """The final models of a search: from the files of its refit to what classifies images."""
 
 import io
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,11 +26,17 @@ IMAGE = (32, 32, 3)
 def model_files(run: RunFolder, trial: int) -> dict[str, list[Path]]:
     """The files of what the refit of a trial left for use, by name, where it is there.
 
-    `folds`: the ensemble of all fold models; `all_images`: the one model trained on all images;
-    `snapshots`: the ensemble of the snapshots of the folds' first seed.
+    `folds`: the ensemble of all fold models, of the seeds that all folds were trained with;
+    `all_images`: the one model trained on all images; `snapshots`: the ensemble of the snapshots of
+    the folds' first seed.
     """
     refit = run.out_of_fold(trial).parent
-    folders = sorted(path.parent for path in refit.glob(f"fold-*/{LOGITS}"))  # those done
+    done = sorted(path.parent for path in refit.glob(f"fold-*/{LOGITS}"))
+    seeds = [folder.name.partition("-seed-")[2] for folder in done]
+    folds = Counter(seeds)
+    # A seed that some folds have and others not is of an extension that was interrupted.
+    whole_seeds = {seed for seed in folds if folds[seed] == max(folds.values())}
+    folders = [folder for folder, seed in zip(done, seeds, strict=True) if seed in whole_seeds]
     first = [folder for folder in folders if "-seed-" not in folder.name]
     snapshots = [path for folder in first for path in sorted((folder / SNAPSHOTS).glob("*"))]
     whole = run.all_images(trial)

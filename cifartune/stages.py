@@ -116,8 +116,8 @@ class Search:
             if not self.space.stand_in and (why := why_not(self._data_root)):
                 raise why
             self._open()
-            self._splits = self._make_splits()
             with self._tracked():
+                self._splits = self._make_splits()
                 candidates = self._refit(None).candidates()
                 if not candidates or candidates[0].number != run.winner:
                     raise UserError(

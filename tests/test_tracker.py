@@ -26,6 +26,7 @@ from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import OperationalError
 
 from cifartune.config import Recipe, SearchSpace
+from cifartune.config.load import dump_space
 from cifartune.errors import UserError
 from cifartune.extend import space_to_resume
 from cifartune.final_models import FinalModel, export_program
@@ -131,10 +132,14 @@ def test_a_search_is_a_tree_of_runs(run: RunFolder, study: TrialStudy) -> None:
         tracker.part_epoch_ended(0, part, 1, METRICS)
         tracker.part_ended(0, part, 0.75, facts if part == "fold-1" else {})
     tracker.refit_ended(0, {"cv_accuracy": 0.75})
+    tracker.part_epoch_ended(0, "all-images", 1, METRICS)
+    why = {"failure": "non_finite_loss", "message": "the loss was not finite in epoch 2"}
+    tracker.part_ended(0, "all-images", None, why)
     tracker.close()
     assert tracker.failures == []
 
     found = logged(run)
+    assert found["refit-0-all-images"].data.tags["cifartune.message"] == why["message"]
     assert {name: one.info.status for name, one in found.items()} == {
         "toy": "FINISHED",
         "trial-0": "FINISHED",
@@ -144,6 +149,7 @@ def test_a_search_is_a_tree_of_runs(run: RunFolder, study: TrialStudy) -> None:
         "refit-0": "FINISHED",
         "refit-0-fold-0": "FINISHED",
         "refit-0-fold-1": "FINISHED",
+        "refit-0-all-images": "FAILED",
     }
     assert {parent_of(found, f"trial-{n}") for n in range(4)} == {"toy"}
     assert parent_of(found, "refit-0") == "toy"
@@ -419,11 +425,15 @@ def test_a_store_on_a_full_disk_loses_no_event(
     check_both_trials(run)
 
 
-def test_a_trial_of_several_objectives_is_told(run: RunFolder) -> None:
-    objectives = [{"metric": "val_accuracy"}, {"metric": "params"}]
-    space = SearchSpace.model_validate(
-        {**SPACE.model_dump(exclude={"objective"}), "objectives": objectives}
-    )
+@pytest.mark.parametrize("metrics", [("val_accuracy", "params"), ("params", "val_accuracy")])
+def test_a_trial_of_several_objectives_is_told(run: RunFolder, metrics: tuple[str, str]) -> None:
+    """Its `objective` is that by which trials are stopped, in whatever order they come."""
+    changes = {
+        "objectives": [{"metric": metric} for metric in metrics],
+        "scheduler": {"metric": "val_accuracy"},
+    }
+    space = SearchSpace.model_validate({**SPACE.model_dump(exclude={"objective"}), **changes})
+    run.space_file.write_text(dump_space(space))
     study = TrialStudy(space, url=sqlite_url(run.study), name=run.name)
     tracker = tracker_of(run)
     do_trial(tracker, study, "complete")

@@ -63,6 +63,8 @@ def check_extension(before: SearchSpace, after: SearchSpace) -> Changes:
             continue  # parameters are looked at one by one
         reason = REASONS.get(key) or REASONS[section]
         wrong.append(f"{key}: cannot be changed in a search that has begun: {reason}")
+    if after.refit.seeds < before.refit.seeds:
+        wrong.append("refit.seeds: may only be raised: models of the others may be there")
     names = [*before.parameters, *(n for n in after.parameters if n not in before.parameters)]
     for name in names:
         if problem := _narrowed(before.parameters.get(name), after.parameters.get(name)):

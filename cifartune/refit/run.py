@@ -191,8 +191,13 @@ class Refit:
 
     def _fail(self, part: Part, failure: Failed) -> None:
         """A recipe that failed is no candidate; the race is run again as if it had never been."""
-        if part.fold == ALL_IMAGES or part.trial in self._dropped:
-            return  # the folds' models stand
+        if part.fold == ALL_IMAGES:  # the folds' models stand
+            about = {"failure": failure.kind, "message": failure.message}
+            for observer in self._observers:
+                observer.part_ended(part.trial, part.name, None, about)
+            return
+        if part.trial in self._dropped:
+            return
         self._failed[part.trial] = f"trial {part.trial}, {part.name}: {failure.message}"
         write_atomically(self._failures, json.dumps(self._failed))
         self._dropped, self._looked = {}, FIRST_LOOK - 1

@@ -94,7 +94,8 @@ class EventLog(Observer):
     def part_ended(
         self, number: int, part: str, accuracy: float | None, facts: dict[str, Any]
     ) -> None:
-        self._tell("refit_part_ended", trial=number, part=part, accuracy=accuracy)
+        about = {"accuracy": accuracy, "message": facts.get("message", "")}
+        self._tell("refit_part_ended", trial=number, part=part, **about)
 
     def refit_ended(self, number: int, metrics: dict[str, float], dropped: str = "") -> None:
         self._tell("refit_ended", trial=number, **metrics, dropped=dropped)

@@ -144,6 +144,8 @@ class Terminal(View):
         if kind == "refit_part_ended":
             accuracy = event["accuracy"]
             told = f"refit of trial {event['trial']}  {event['part'].replace('-', ' ')}"
+            if event.get("message"):  # those of an earlier version have none
+                return f"{told}  failed: {event['message']}"
             return told + ("" if accuracy is None else f"  held-out accuracy {accuracy:.2%}")
         if kind == "refit_ended" and event["dropped"]:
             return f"refit of trial {event['trial']}  dropped: {event['dropped']}"

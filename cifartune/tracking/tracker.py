@@ -242,7 +242,8 @@ class MlflowTracker(Observer):
         end = {k: v for k, v in known.items() if k in ("params", "kept_epoch", "seconds")}
         end["trained_epochs"] = epochs
         if trial.values:
-            end["objective"] = trial.values[0]
+            metrics = [target.metric for target in self._space.targets]
+            end["objective"] = trial.values[metrics.index(self._space.target.metric)]
         self._log(key, end)
         self._put("end", key, status=final_status(trial), is_final=True)
 
@@ -264,7 +265,8 @@ class MlflowTracker(Observer):
         self._put("tag", key, tags=_texts(_told_of(facts)))
         if accuracy is not None:
             self._log(key, {"held_out_accuracy": accuracy})
-        self._put("end", key, status="FINISHED", is_final=True)
+        status = "FAILED" if "failure" in facts else "FINISHED"
+        self._put("end", key, status=status, is_final=True)
 
     def refit_ended(self, number: int, metrics: dict[str, float], dropped: str = "") -> None:
         key = f"refit-{number}"

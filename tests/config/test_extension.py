@@ -72,6 +72,12 @@ def test_a_search_stays_what_it_was(change: str, message: str) -> None:
         check_extension(after(), changed)
 
 
+def test_seeds_of_the_refit_may_only_be_added() -> None:
+    assert set(check_extension(after(), after("refit.seeds=2"))) == {"refit.seeds"}
+    with pytest.raises(UserError, match=r"refit\.seeds: may only be raised"):
+        check_extension(after("refit.seeds=3"), after("refit.seeds=2"))
+
+
 def test_steps_stay_where_they_were() -> None:
     changed = after("parameters.augment.crop.min=1", "parameters.augment.crop.max=7")
     with pytest.raises(UserError, match=r"crop: min must be 2 less a multiple of step, 2"):

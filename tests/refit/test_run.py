@@ -435,10 +435,13 @@ def test_a_winner_that_fails_on_all_images_stands_by_its_folds(
 ) -> None:
     study, run = search(tmp_path)
     best = study.best()[0].number
-    made, _ = refit_of(study, run, FakePool(splits, labels, broken=f"refit-{best}-all"))
+    pool = FakePool(splits, labels, broken=f"refit-{best}-all")
+    made, listener = refit_of(study, run, pool)
     winner = made.cross_validate()[0]
     assert winner.number == best
     assert made.train_on_all(winner) is None
+    accuracy, told = listener.parts[f"{best} all-images"]
+    assert accuracy is None and told["message"] == "it broke"
 
 
 def test_a_recipe_that_failed_is_not_tried_again(
