@@ -167,7 +167,7 @@ def _of_refit(
     try:
         gathered = OutOfFold.gather(Splits.load(run.splits), folders)
         kept = OutOfFold.load(run.out_of_fold(number))
-    except (OSError, ValueError, EOFError, KeyError, BadZipFile) as error:
+    except (UserError, OSError, ValueError, EOFError, KeyError, BadZipFile) as error:
         yield Finding(f"refit of trial {number}", f"logits cannot be read: {first_line(error)}")
         return
     if not np.array_equal(gathered.logits, kept.logits):

@@ -4,10 +4,12 @@ import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
 
+from cifartune.errors import UserError, first_line
 from cifartune.files import write_atomically
 
 if TYPE_CHECKING:
@@ -66,9 +68,19 @@ class Splits:
 
     @classmethod
     def load(cls, path: Path) -> "Splits":
-        """Reads what `save` wrote."""
-        with np.load(path) as arrays:
-            return cls(**arrays)
+        """Reads what `save` wrote.
+
+        Raises:
+            UserError: It is missing or damaged.
+        """
+        try:
+            with np.load(path) as arrays:
+                return cls(**arrays)
+        except (OSError, ValueError, TypeError, EOFError, BadZipFile) as error:
+            raise UserError(
+                f"{path}: cannot be read: {first_line(error)}; remove it, and a search that is "
+                "resumed draws the same splits again"
+            ) from None
 
 
 def make_splits(

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cifartune.data.splits import Splits, make_splits
+from cifartune.errors import UserError
 
 LABELS = np.random.default_rng(0).permutation(np.repeat(np.arange(10, dtype=np.uint8), 500))
 
@@ -109,3 +110,14 @@ def test_splits_survive_a_file(tmp_path: Path) -> None:
     for name, array in vars(splits).items():
         assert np.array_equal(getattr(loaded, name), array)
         assert getattr(loaded, name).dtype == array.dtype
+
+
+@pytest.mark.parametrize("content", [None, b"", b"PK\x03\x04half of it"])
+def test_a_file_of_splits_that_is_damaged_is_one_line(
+    content: bytes | None, tmp_path: Path
+) -> None:
+    path = tmp_path / "splits.npz"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=r"splits\.npz: cannot be read: .*; remove it, and"):
+        Splits.load(path)
