@@ -74,12 +74,14 @@ class Splits:
             UserError: It is missing or damaged.
         """
         try:
-            with np.load(path) as arrays:
+            with path.open("rb") as file, np.load(file) as arrays:
                 return cls(**arrays)
         except (OSError, ValueError, TypeError, EOFError, BadZipFile) as error:
+            # What numpy says of a file that is none of its own would mislead.
+            why = first_line(error) if isinstance(error, OSError) else "it is damaged"
             raise UserError(
-                f"{path}: cannot be read: {first_line(error)}; remove it, and a search that is "
-                "resumed draws the same splits again"
+                f"{path}: cannot be read: {why}; remove it, and a search that is resumed draws the "
+                "same splits again"
             ) from None
 
 
