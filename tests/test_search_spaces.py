@@ -190,8 +190,9 @@ def test_a_space_is_planned(name: str, data_root: Path, tmp_path: Path) -> None:
     assert plan["epochs"] >= (plan["trials"] - 1) * grace + space.max_epochs
     assert plan["epochs"] < plan["trials"] * space.max_epochs
     assert plan["reaching"]["1"] == plan["trials"]
-    folds = space.refit.folds * space.refit.top_k
-    assert plan["refit_epochs"] == folds * (space.refit.epochs or space.base.epochs)
+    # The best and the baseline fold by fold, and the winner on all images.
+    jobs = space.refit.folds * (space.refit.top_k + space.refit.baseline) + space.refit.all_images
+    assert plan["refit_epochs"] == jobs * (space.refit.epochs or space.base.epochs)
     slowest = min(plan["rates"].values())
     fastest = max(plan["rates"].values())
     for stage, images in (("search", plan["images"]), ("refit", plan["refit_images"])):
