@@ -111,19 +111,18 @@ class Search:
 
         run = self.run_folder
         with self._locked(), self._logged():
+            winner = run.winner
             if not again:
-                refuse_another_look(run, run.winner)
+                refuse_another_look(run, winner)
             if not self.space.stand_in and (why := why_not(self._data_root)):
                 raise why
             self._open()
-            with self._tracked():
+            with self._tracked(is_done=True):
                 self._splits = self._make_splits()
                 candidates = self._refit(None).candidates()
-                if not candidates or candidates[0].number != run.winner:
-                    raise UserError(
-                        f"{run.name}: files of its refit are missing; they are made again by: "
-                        f"{run.resume_command}"
-                    )
+                if not candidates or candidates[0].number != winner:
+                    lacks = f"{run.name}: files of its refit are missing; they are made again by: "
+                    raise UserError(lacks + run.resume_command)
                 self._look(candidates[0], is_asked_for=True)
                 result = self._conclude(candidates)
             self._summarize(result)
@@ -178,8 +177,8 @@ class Search:
         self._tracker = MlflowTracker(self._uri, run, facts)
 
     @contextmanager
-    def _tracked(self) -> Iterator[None]:
-        """Ends the search's MLflow runs as the `with` block ends."""
+    def _tracked(self, *, is_done: bool = False) -> Iterator[None]:
+        """Ends the search's MLflow runs as the `with` block ends, or as of one that is done."""
         status = "FAILED"
         try:
             self._train = load_train(self._data_root)
@@ -196,7 +195,7 @@ class Search:
             raise Interrupted from None
         finally:
             if self._study.trials:
-                self._tracker.close(status)
+                self._tracker.close("FINISHED" if is_done else status)
             else:  # nothing was searched: nothing is left behind
                 self._tracker.discard()
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from cifartune import load, search, train
+from cifartune.config.load import make_recipe, make_space
 from cifartune.errors import UserError
 
 PAGE = Path(__file__).parent.parent / "docs" / "PYTHON.md"
@@ -51,6 +52,15 @@ def test_the_page_with_its_search(tmp_path: Path, smoke_run: Path, data_root: Pa
     run_page(blocks(with_search=True), tmp_path, smoke_run, data_root)
     found = load("rates-smoke", runs=tmp_path / "runs")
     assert found.is_finished and len(found.trials()) == 2
+
+
+def test_a_seed_is_the_trainings_own_and_no_spaces() -> None:
+    recipe = make_recipe({"epochs": 3, "seed": 5}, source="recipe")
+    assert (recipe.epochs, recipe.seed) == (3, 5)
+    assert make_space({"name": "next", "base": recipe}, source="space").base.seed == 0
+    for seed in (-1, 2**63, "5", True):
+        with pytest.raises(UserError, match=r"^recipe: seed: must be a whole number from 0"):
+            make_recipe({"seed": seed}, source="recipe")
 
 
 def test_what_is_imported_is_the_function_whatever_was_imported_before() -> None:

@@ -93,19 +93,30 @@ def make_space(data: Mapping[str, Any], *, source: str) -> SearchSpace:
 def make_recipe(data: Mapping[str, Any], *, source: str) -> Recipe:
     """The recipe that a file with this base would have; `source` names it in messages.
 
+    Its `seed` is its own, which a file's base has not.
+
     Raises:
         UserError: It breaks rules, those that span sections included.
     """
-    space, problems = _validate({"name": "recipe", "base": _plain(data)})
-    if space is not None:
-        return space.base
+    seed = data.get("seed", 0)
+    base = {key: value for key, value in _plain(data).items() if key != "seed"}
+    space, problems = _validate({"name": "recipe", "base": base})
+    if type(seed) is not int or not 0 <= seed < 2**63:
+        problems = {("base", "seed"): f"must be a whole number from 0, got {seed!r}", **problems}
+    elif space is not None:
+        return space.base.with_values({"seed": seed})
     told = [f"{source}: {_dotted(where[1:])}: {rule}" for where, rule in problems.items()]
     raise UserError("\n".join(told))
 
 
 def _plain(data: Mapping[str, Any]) -> dict[str, Any]:
-    """`data` with its sections as a file has them, not as objects."""
-    return {k: v.model_dump() if isinstance(v, BaseModel) else v for k, v in data.items()}
+    """`data` with its sections as a file has them: no objects, and a `Recipe` without its seed."""
+    return {
+        key: value.model_dump(exclude={"seed"} if isinstance(value, Recipe) else None)
+        if isinstance(value, BaseModel)
+        else value
+        for key, value in data.items()
+    }
 
 
 def _dotted(where: Where) -> str:
