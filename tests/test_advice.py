@@ -115,7 +115,15 @@ def test_more_folds_where_seeds_are_not_enough(tmp_path: Path) -> None:
 def test_a_late_winner_asks_for_more_trials(tmp_path: Path) -> None:
     [one] = told(tmp_path, result={"winner_trial": 7})
     assert "better ones were still being found" in one.reason
-    assert "--num-trials 16" in one.command
+    assert "--num-trials 16" in one.command and "--time-budget" not in one.command
+
+
+def test_more_trials_want_more_time(tmp_path: Path) -> None:
+    """What was spent counts: the budget of before would refuse them."""
+    run = RunFolder.create(tmp_path, SearchSpace.model_validate(SPACE), "timed")
+    space = SearchSpace.model_validate(SPACE | {"search": {"num_trials": 8, "time_budget": "90s"}})
+    command = Searched(run, TrialStudy(space), None).extension(12, "search.sampler=random")
+    assert "--set search.sampler=random --num-trials 12 --time-budget 3m" in command
 
 
 @pytest.mark.parametrize("says_little", [True, False])

@@ -150,6 +150,8 @@ class Refit:
         None if the recipe failed there: the fold models stand.
         """
         part = Part(winner.number, ALL_IMAGES)
+        if self._is_done(part):
+            self._tell_end(part, {})
         self._train([part])
         weights = self._folder(part) / WEIGHTS
         return weights if weights.exists() else None
@@ -195,6 +197,7 @@ class Refit:
             about = {"failure": failure.kind, "message": failure.message}
             for observer in self._observers:
                 observer.part_ended(part.trial, part.name, None, about)
+                observer.noted(f"{failure.message}; the models of its folds stand", "all images")
             return
         if part.trial in self._dropped:
             return

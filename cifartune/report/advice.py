@@ -185,8 +185,7 @@ def command_for_wider(searched: Searched, settings: Sequence[str]) -> str | None
         check_extension(searched.space, load_space(searched.run.space_file, changes))
     except UserError:
         return None
-    options = [word for setting in settings for word in ("--set", setting)]
-    return searched.run.command("resume", *options, "--num-trials", str(more))
+    return searched.extension(more, *settings)
 
 
 def _late_winner(searched: Searched) -> Iterator[Advice]:
@@ -194,11 +193,10 @@ def _late_winner(searched: Searched) -> Iterator[Advice]:
     trials, winner = len(searched.study.trials), searched.winner
     assert winner is not None
     if winner >= LATE * trials and trials >= FEWEST_COMPLETE:
-        more = str(2 * searched.space.search.num_trials)
         yield Advice(
             f"The winner is trial {winner} of {trials}: better ones were still being found. Give "
             "the search more trials:",
-            searched.run.command("resume", "--num-trials", more),
+            searched.extension(2 * searched.space.search.num_trials),
         )
 
 

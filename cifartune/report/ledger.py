@@ -193,7 +193,7 @@ def commands_section(searched: Searched) -> Section:
         parts += [Text("Go on with it:"), Code(command("resume"))]
         return Section("Commands", parts)
     commands = [
-        ("Give it more trials:", command("resume", "--num-trials", str(more))),
+        ("Give it more trials:", searched.extension(more)),
         ("Train the winner's trial again: the same weights?", command("reproduce")),
         ("Hold it against another search on the same images:", command("compare", "OTHER")),
         ("Predict the classes of your own images:", command("predict", "IMAGE...")),

@@ -1,6 +1,7 @@
 """A search as its folder tells of it: all that a report is made from."""
 
 import json
+import math
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,6 +89,16 @@ class Searched:
         runs = [] if self.run.runs == Path("runs") else ["--runs", str(self.run.runs)]
         changes = [word for setting in settings for word in ("--set", setting)]
         return shlex.join([program("cifartune"), "search", space, *changes, *runs])
+
+    def extension(self, trials: int, *settings: str) -> str:
+        """What the user types to give the search trials, so many in all, and other settings."""
+        options = [word for setting in settings for word in ("--set", setting)]
+        options += ["--num-trials", str(trials)]
+        search = self.space.search
+        if search.time_budget is not None:  # it counts what was spent before
+            minutes = math.ceil(search.time_budget * trials / search.num_trials / 60)
+            options += ["--time-budget", f"{minutes}m"]
+        return self.run.command("resume", *options)
 
     def environment(self) -> dict[str, str]:
         """Versions, commit and hardware of the best trial's training, as it kept them itself."""

@@ -35,11 +35,15 @@ class Rung:
 
 @dataclass
 class Part:
-    """A training run of a refit: how far it is, and how good where it holds out images."""
+    """A training run of a refit: how far it is, and how good where it holds out images.
+
+    `failure` is why one that is over left no model; else empty.
+    """
 
     epoch: int = 0
     accuracy: float | None = None
     is_over: bool = False
+    failure: str = ""
 
 
 @dataclass
@@ -119,6 +123,7 @@ class Standing:
                 part.accuracy = event["metrics"].get("val_accuracy")
             else:
                 part.is_over, part.accuracy = True, event["accuracy"]
+                part.failure = event.get("message", "")  # an earlier version told of none
         elif kind == "refit_ended" and event["dropped"] and number in self.refits:
             self.refits[number].dropped = event["dropped"]
 

@@ -17,7 +17,7 @@ from cifartune.passwords import without_password
 from cifartune.programs import program
 from cifartune.report.answer import accuracy_lines, verdict_lines
 from cifartune.report.event_log import Event, EventReader
-from cifartune.report.standing import WHOLE, Standing
+from cifartune.report.standing import WHOLE, Part, Standing
 from cifartune.report.tables import show_time
 from cifartune.report.terminal import Terminal
 from cifartune.report.view import Times, facts, left_text, progress_text, refit_lines
@@ -168,10 +168,12 @@ def status_json(status: Status) -> dict[str, Any]:
                 "epochs": row.epochs,
                 "folds_done": sum(part.is_over for part in row.folds()),
                 "folds": standing.space.refit.folds * standing.space.refit.seeds,
-                "all_images_done": WHOLE in row.parts and row.parts[WHOLE].is_over,
+                "all_images_done": whole.is_over and not whole.failure,
+                "all_images_failure": whole.failure,
                 "dropped": row.dropped,
             }
             for number, row in standing.refits.items()
+            for whole in [row.parts.get(WHOLE, Part())]
         ],
         "seconds": dict(status.spent),
         "seconds_left": status.seconds_left,

@@ -119,6 +119,7 @@ def refit_lines(standing: Standing) -> Iterator[tuple[str, str]]:
     for number, row in rows:
         if part := row.parts.get(WHOLE):
             told = "done" if part.is_over else f"epoch {part.epoch}/{row.epochs}"
+            told = f"failed: {part.failure}" if part.failure else told
             yield "", f"all images, trial {number}: {told}"
 
 

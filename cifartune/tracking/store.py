@@ -289,7 +289,7 @@ class MlflowStore:
 
     def _delete(self, time: int, key: str) -> None:
         if key in self.ids:
-            self._client.delete_run(self.ids[key])
+            self._client.delete_run(self.ids.pop(key))
         view = PREFIX + self._run.id
         if view in self._client.get_experiment(self._experiment).tags:
             self._client.delete_experiment_tag(self._experiment, view)

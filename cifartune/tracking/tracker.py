@@ -266,7 +266,7 @@ class MlflowTracker(Observer):
         if accuracy is not None:
             self._log(key, {"held_out_accuracy": accuracy})
         status = "FAILED" if "failure" in facts else "FINISHED"
-        self._put("end", key, status=status, is_final=True)
+        self._put("end", key, status=status, is_final=status == "FINISHED")  # or tried again
 
     def refit_ended(self, number: int, metrics: dict[str, float], dropped: str = "") -> None:
         key = f"refit-{number}"

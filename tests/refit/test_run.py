@@ -111,6 +111,10 @@ class Listener(Observer):
     def __init__(self) -> None:
         self.parts: dict[str, tuple[float | None, Any]] = {}
         self.ends: dict[int, tuple[dict[str, float], str]] = {}
+        self.notes: list[str] = []
+
+    def noted(self, text: str, label: str = "note") -> None:
+        self.notes.append(text)
 
     def part_ended(
         self, number: int, part: str, accuracy: float | None, facts: dict[str, Any]
@@ -428,6 +432,9 @@ def test_the_winner_is_trained_on_all_images(tmp_path: Path, splits: Splits, lab
     count = len(pool.jobs)
     made.train_on_all(winner)
     assert len(pool.jobs) == count, "it is there"
+    again, listener = refit_of(study, run, pool)
+    again.train_on_all(winner)
+    assert listener.parts == {f"{winner.number} all-images": (None, {})}
 
 
 def test_a_winner_that_fails_on_all_images_stands_by_its_folds(
@@ -442,6 +449,7 @@ def test_a_winner_that_fails_on_all_images_stands_by_its_folds(
     assert made.train_on_all(winner) is None
     accuracy, told = listener.parts[f"{best} all-images"]
     assert accuracy is None and told["message"] == "it broke"
+    assert listener.notes == ["it broke; the models of its folds stand"]
 
 
 def test_a_recipe_that_failed_is_not_tried_again(
