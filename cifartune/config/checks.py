@@ -82,11 +82,13 @@ def _domains(parts: Parts) -> Iterator[Problem]:
                 yield (*where, key), f"must be a whole number, as {name} is, got {value}"
             elif key != "step" and (rule := field.check(field.kind(value))):
                 yield (*where, key), rule
-        if field.kind is int and not field.check(int(parameter.min)):
+        is_whole = parameter.step is None or parameter.step == int(parameter.step)
+        ends = (int(parameter.min), int(parameter.max)) if field.kind is int and is_whole else ()
+        if ends and not any(map(field.check, ends)):
             between = (parameter.every(is_int=True) or [])[1:MOST_CHECKED]
             # A range whose bounds are legal, and of which some in between is not.
             wrong = [(value, rule) for value in between if (rule := field.check(value))]
-            if wrong and not field.check(int(parameter.max)):
+            if wrong:
                 yield where, f"holds {wrong[0][0]}: {wrong[0][1]}"
 
 

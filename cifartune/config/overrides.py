@@ -5,7 +5,7 @@ from typing import Any
 
 from cifartune.config.fields import all_fields
 from cifartune.config.parameters import RANGE_KEYS, Choice, Range
-from cifartune.config.problems import Where, names_of, other_names
+from cifartune.config.problems import Where, names_of, other_names, unknown_key
 from cifartune.config.space import SearchSpace
 from cifartune.errors import UserError
 
@@ -36,6 +36,8 @@ def apply_override(
         raise UserError(f"--set {override}: must be key=value, such as search.num_trials=8")
     value = read(text)
     remove = where[0] == "parameters" and len(where) == 2 and value is None
+    if remove and where[1] not in names:
+        raise UserError(f"--set {override}: {where[1]}: {unknown_key(where[1], sorted(names))}")
     others = [*other_names(SearchSpace, where), *_excluded(where)]
     return _changed(data, where, value, remove, override, others), where
 

@@ -105,10 +105,10 @@ class Range(Conditional):
         steps = (value - self.min) / self.step if self.step else 0
         return self.min <= value <= self.max and abs(steps - round(steps)) < 1e-6
 
-    def every(self, *, is_int: bool) -> list[Any] | None:
+    def every(self, *, is_int: bool) -> Sequence[Any] | None:
         """All values that can be sampled, or None where they lie on a continuum."""
         if is_int:
-            return list(range(int(self.min), int(self.max) + 1, int(self.step or 1)))
+            return range(int(self.min), int(self.max) + 1, int(self.step or 1))
         if self.step is None:
             return None
         steps = round((self.max - self.min) / self.step)

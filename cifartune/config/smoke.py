@@ -43,7 +43,13 @@ def smoke_space(space: SearchSpace) -> SearchSpace:
         "warm_start": [],
         "data": DataSpec(validation=512, train_subset=512),
         "search": space.search.model_copy(update={"num_trials": 2}),
-        "scheduler": space.scheduler.model_copy(update={"grace_period": 1, "brackets": 1}),
+        "scheduler": space.scheduler.model_copy(
+            update={
+                "grace_period": 1,
+                "brackets": 1,
+                "reduction_factor": max(2.0, space.scheduler.reduction_factor),
+            }
+        ),
         "resources": ResourceSpec(),
         "refit": RefitSpec(
             top_k=1,

@@ -82,7 +82,9 @@ class Proposer:
             if not unseen:
                 return None
             if self.space.search.sampler == "grid":
-                return self._ask(trials, unseen[0])
+                # What a machine failed at is tried again, but not in place of all others.
+                failed = {_key(t.params) for t in trials} - tried
+                return self._ask(trials, min(unseen, key=lambda point: _key(point) in failed))
         if self.space.search.sampler == "qmc":
             return self._ask(trials, self._sobol_point(number, tried))
         for attempt in range(ATTEMPTS):
@@ -139,19 +141,21 @@ class Proposer:
         values = np.array([t.values for t in history if t.values])
         signs = np.array([1 if t.mode == "max" else -1 for t in self.space.targets])
         worst = (signs * (signs * values).min(axis=0)).tolist() if len(values) else None
-        names = {name for t in history if is_infeasible(t) for name in t.constraints}
+        names = {name for t in history for name in t.constraints}
+        knows_constraints = self.space.search.sampler != "cmaes"
         told = []
         for trial in history:
             if trial.state is not TrialState.PRUNED and not names:
                 told.append(_as_sampled_from(self._distributions, trial))
             elif trial.values or trial.state is TrialState.RUNNING or worst:
                 ended = trial.state in (TrialState.PRUNED, TrialState.COMPLETE)
+                reached = trial.values if knows_constraints or not is_infeasible(trial) else None
                 told.append(
                     create_trial(
                         state=TrialState.COMPLETE if ended else trial.state,
                         params=trial.params,
                         distributions={n: self._distributions[n] for n in trial.params},
-                        values=(trial.values or worst) if ended else None,
+                        values=(reached or worst) if ended else None,
                         # All trials must have the same constraints.
                         system_attrs={CONSTRAINT + name: 0.0 for name in names}
                         | trial.system_attrs,
@@ -296,7 +300,7 @@ class _Record:
     def _forget(self) -> None:
         self._storage = _Shown()
         self._study = optuna.create_study(storage=self._storage, directions=self._directions)
-        self._study.add_trials(self._before)
+        self._study.add_trials([_as_sampled_from(self._distributions, t) for t in self._before])
         self._known, self._ids, self._ranks = [], [], {}
 
     def _finish(self, trial_id: int, trial: FrozenTrial) -> None:

@@ -4,7 +4,8 @@ from pathlib import Path
 
 from optuna.trial import FrozenTrial, create_trial
 
-from cifartune.config import SearchSpace, load_space
+from cifartune.config import Choice, SearchSpace, load_space
+from cifartune.config.parameters import is_among
 from cifartune.errors import UserError
 from cifartune.runs import RunFolder
 from cifartune.tuning.proposals import distribution
@@ -59,6 +60,10 @@ def _translated(space: SearchSpace, study: TrialStudy, trial: FrozenTrial) -> Fr
     point = space.point(study.recipe(trial).flat())
     if not all(ordered[name].contains(value) for name, value in point.items()):
         return None
+    for name, value in point.items():
+        # As the space writes it: steps of 0.1 add up to 0.30000000000000004.
+        if isinstance(parameter := ordered[name], Choice):
+            point[name] = next(v for v in parameter.values if is_among(value, [v]))
     return create_trial(
         state=trial.state,
         params=point,

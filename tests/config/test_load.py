@@ -1,4 +1,5 @@
 import copy
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -472,3 +473,23 @@ def test_a_point_is_written_with_dotted_names_too() -> None:
     )
     # Optuna's names of bounds are ours too.
     assert parse_space(text, source="f.yaml").parameters["optimizer.lr"].largest() == 1
+
+
+@pytest.mark.parametrize(
+    ("parameter", "message"),
+    [
+        ("{min: 1, max: 1e9}", "epochs.max: must be at most 10,000, got 1000000000"),
+        ("{min: 1, max: 1e300}", "epochs.max: must be at most 10,000"),
+        ("{min: 10, max: 30, step: 0.5}", "epochs.step: must be a whole number, as epochs is"),
+    ],
+)
+def test_a_range_of_whole_numbers_is_not_counted_out(parameter: str, message: str) -> None:
+    """Which would fill the memory, or end where a step is half a number."""
+    with pytest.raises(UserError, match=re.escape(f"f.yaml:2: parameters.{message}")):
+        parse_space(f"name: f\nparameters: {{epochs: {parameter}}}", source="f.yaml")
+
+
+def test_the_smoke_version_of_a_space_with_many_rungs() -> None:
+    text = "name: f\nbase: {epochs: 30}\nscheduler: {reduction_factor: 1.4}"
+    smoke = smoke_space(parse_space(text, source="f.yaml"))
+    assert (smoke.base.epochs, smoke.scheduler.reduction_factor) == (2, 2.0)

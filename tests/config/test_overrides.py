@@ -96,6 +96,8 @@ def test_null_takes_a_parameter_out_of_the_search(path: Path) -> None:
     space = load_space(path, ["parameters.optimizer.momentum=null"])
     assert list(space.parameters) == ["optimizer.name", "optimizer.lr"]
     assert load_space(path, ["parameters.epochs=null"]) == load_space(path)
+    with pytest.raises(UserError, match=r"--set parameters\.lr=null: lr: .* optimizer\.lr"):
+        load_space(path, ["parameters.lr=null"])
 
 
 def test_the_last_of_several_counts(path: Path) -> None:

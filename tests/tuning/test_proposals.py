@@ -219,6 +219,37 @@ def test_what_the_machine_failed_may_be_tried_again() -> None:
     assert {point["optimizer.name"] for point in params(run(study, 2))} == {"sgd", "adamw"}
 
 
+def test_a_point_that_the_machine_fails_takes_no_others_place() -> None:
+    parameters = {"augment.crop": {"min": 1, "max": 8}}
+    base = {"augment": {"crop": 4}}
+    study = TrialStudy(make_space(parameters, base=base, search={"sampler": "grid"}))
+    crops = []
+    for _ in range(9):
+        proposal = study.propose()
+        crops.append(proposal.recipe.augment.crop)
+        if crops[-1] == 6:
+            study.fail(proposal.number, "timeout", "it hung")
+        else:
+            study.record(proposal.number, 1, 0.5)
+            study.complete(proposal.number)
+    assert sorted(crops[:8]) == [*range(1, 9)] and crops[8] == 6
+
+
+def test_a_recipe_that_diverged_does_not_draw_cmaes() -> None:
+    """It knows no constraints: what failed counts as the worst, whatever it had reached."""
+    parameters = {"optimizer.lr": {"min": 0.01, "max": 1.0}}
+    study = TrialStudy(make_space(parameters, search={"sampler": "cmaes"}))
+    for value in (0.3, 0.2, 0.9):
+        number = study.propose().number
+        study.record(number, 1, value)
+        if value == 0.9:
+            study.reject(number, "non_finite_loss", "the loss was not finite in epoch 2")
+        else:
+            study.complete(number)
+    shown = study._proposer._as_complete(study.trials)
+    assert [trial.values for trial in shown] == [[0.3], [0.2], [0.2]]
+
+
 def test_a_grid_is_not_tried_in_the_order_of_the_file() -> None:
     parameters = {"augment.crop": {"min": 0, "max": 8}, "tta": {"values": ["none", "flip"]}}
     base = {"base": {"optimizer": {"name": "sgd"}, "augment": {"crop": 4}}}
@@ -448,8 +479,34 @@ def test_a_warm_start_must_fit(
         load_warm_start(SearchSpace.model_validate(values), earlier.runs)
 
 
+def test_a_warm_start_is_told_in_the_words_of_the_space(tmp_path: Path) -> None:
+    """Steps of 0.1 add up to 0.30000000000000004."""
+    steps = {"model.dropout": {"min": 0.1, "max": 0.5, "step": 0.1}}
+    base = {"model": {"name": "speednet_small", "dropout": 0.1}}
+    space = make_space(steps, base=base, search={"sampler": "grid"})
+    run_folder = RunFolder.create(tmp_path, space, "steps")
+    study = TrialStudy(space, url=sqlite_url(run_folder.study), name="steps")
+    run(study, 5)
+    values = {"model.dropout": {"values": [0.1, 0.2, 0.3]}}
+    others = load_warm_start(make_space(values, base=base, warm_start=["steps"]), tmp_path)
+    assert sorted(trial.params["model.dropout"] for trial in others) == [0.1, 0.2, 0.3]
+
+
+def test_a_warm_start_and_constraints_go_with_gp(earlier: RunFolder) -> None:
+    """All trials that it sees must have the same constraints, those of before have none."""
+    parameters = {"optimizer.lr": {"min": 1e-2, "max": 1.0, "log": True}}
+    limits = {"constraints": {"params": {"max": 10**9}}}
+    space = make_space(parameters, warm_start=["earlier"], search={"sampler": "gp"}, **limits)
+    study = TrialStudy(space, warm_start=load_warm_start(space, earlier.runs))
+    for _ in range(3):
+        end_by_rate(study)
+
+
+@pytest.mark.parametrize("is_warm", [False, True])
 @pytest.mark.parametrize("sampler", ["tpe", "gp", "cmaes"])
-def test_a_range_that_was_made_wider_is_searched(sampler: str, tmp_path: Path) -> None:
+def test_a_range_that_was_made_wider_is_searched(
+    sampler: str, is_warm: bool, earlier: RunFolder, tmp_path: Path
+) -> None:
     """Samplers keep to the ranges that they see in earlier trials."""
 
     def space(highest: float) -> SearchSpace:
@@ -459,11 +516,13 @@ def test_a_range_that_was_made_wider_is_searched(sampler: str, tmp_path: Path) -
                 "base": {"model": {"name": "speednet_small"}},
                 "parameters": {"optimizer.lr": {"min": 0.01, "max": highest, "log": True}},
                 "search": {"sampler": sampler, "num_trials": 40},
+                "warm_start": ["earlier"] if is_warm else [],
             }
         )
 
     url = sqlite_url(tmp_path / "study.db")
-    study = TrialStudy(space(0.3), url=url)
+    before = load_warm_start(space(0.3), earlier.runs) if is_warm else []
+    study = TrialStudy(space(0.3), url=url, warm_start=before)
     for _ in range(16):
         end_by_rate(study)
     wider = TrialStudy(space(3.0), url=url)
