@@ -1,15 +1,17 @@
 """Takes the speed recipe apart: what each of its parts is worth.
 
-    python benchmarks/ablation.py [FILE] [--seeds N] [--epochs N] [--model NAME]
+    python benchmarks/ablation.py [FILE] [--seeds N] [--epochs N] [--model NAME] [--parts NAME...]
                                   [--length short|full] [--device cpu|cuda]
 
 Trains FILE's baseline as it is, and with each part switched alone, on the file's own training
 images, and compares on its validation images. Runs that are done are not done again, if machine,
-versions and threads are the same. --length short is one epoch of one seed of the small network.
+versions and threads are the same. --parts trains the baseline and these parts alone, into a file of
+their own. --length short is one epoch of one seed of the small network.
 """
 
 import argparse
 import math
+import shlex
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -28,8 +30,10 @@ from cifartune.training import SplitImages, Trainer
 from cifartune.training.memory import run_keeping_memory
 from cifartune.tuning.modes import fastest
 
+REFERENCE = "the recipe"
+
 PARTS: dict[str, dict[str, Any]] = {
-    "the recipe": {},
+    REFERENCE: {},
     "first layer learned, not whitening": {"model.whitening": False},
     "initialised as torch does it, not as the identity": {"model.init": "torch"},
     "initialised by He's scheme, the head as well": {"model.init": "kaiming_normal"},
@@ -57,13 +61,14 @@ def main(options: argparse.Namespace) -> None:
     """Trains what is missing, seed by seed, and keeps each run as it is done."""
     device = torch.device(options.device)
     space = load_space(options.file)
-    path = result_path("ablation", options)
+    path = result_path("ablation_of_parts" if options.parts else "ablation", options)
+    parts = [REFERENCE, *options.parts] if options.parts else list(PARTS)
     runs: list[dict[str, Any]] = kept(path, length=options.length).get("runs", [])
     epochs = options.epochs or space.base.epochs
     model = options.model or space.base.model.name
     shared = {"epochs": epochs, "model.name": model}
     asked = []
-    for seed, name in product(range(options.seeds), PARTS):
+    for seed, name in product(range(options.seeds), parts):
         values = {"seed": derive_seed(seed, "ablation"), **shared, **PARTS[name]}
         recipe = space.base.with_values(values)
         about = dict(zip(KEYS, (recipe.id, name, seed, device.type), strict=True))
@@ -78,7 +83,8 @@ def main(options: argparse.Namespace) -> None:
         keep(
             path,
             f"python benchmarks/ablation.py {options.file.name} --seeds {options.seeds} "
-            f"--epochs {epochs} --model {model}",
+            f"--epochs {epochs} --model {model}"
+            + (f" --parts {shlex.join(options.parts)}" if options.parts else ""),
             about=f"{model} by {options.file.name}, {epochs} epochs on {space.train_images:,} "
             f"images, {space.data.validation:,} to validate on, with test-time augmentation, "
             f"n = {len({run['seed'] for run in own})}; ± is half the 95 % interval. Rates are the "
@@ -143,6 +149,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, help="default: the file's")
     parser.add_argument("--model", help="default: the file's")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=[], metavar="NAME")
     add_length_and_device(parser)
     options = parser.parse_args()
     if options.length == "short":

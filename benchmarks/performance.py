@@ -108,6 +108,7 @@ def sections() -> Iterator[str]:
     yield from section("Training throughput", "throughput", throughput)
     yield from section("Time to accuracy", "time_to_accuracy_fast9[46]", time_to_accuracy)
     yield from section("Ablation", "ablation", ablation)
+    yield from section("Ablation, parts measured later", "ablation_of_parts", ablation)
     yield from section("The generator beside a loop by hand", "generator", generator)
     yield from section("Augmentation", "augmentation", augmentation)
     yield from section("What a trial costs beyond its training", "overhead", overhead)
@@ -208,8 +209,10 @@ def ablation(result: Result) -> Iterator[str]:
         spread = f" ± {percent(row['half_interval'])}" if row["half_interval"] else ""
         rate = f"{row['images_per_second']:,.0f}"
         yield f"| {row['name']} | {percent(row['mean'])}{spread} | {rate} |"
-    measured = {row["name"] for row in result["rows"]}
-    yield from (f"| {name} | {NOT_MEASURED} | |" for name in PARTS if name not in measured)
+    if "--parts" not in result["command"]:
+        files = [json.loads(path.read_text()) for path in RESULTS.glob("ablation*.json")]
+        measured = {row["name"] for found in files for row in found["rows"]}
+        yield from (f"| {name} | {NOT_MEASURED} | |" for name in PARTS if name not in measured)
 
 
 def generator(result: Result) -> Iterator[str]:
