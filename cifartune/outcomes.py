@@ -35,7 +35,7 @@ def read_outcome(file: Path, resume_command: str) -> dict[str, Any]:
     try:
         found: dict[str, Any] = json.loads(file.read_text(), object_hook=Section)
         int(found["winner_trial"])
-        len(found["candidates"])
+        len(found.get("candidates", ()))
     except (OSError, ValueError, TypeError) as error:
         raise unreadable(first_line(error)) from None
     return found

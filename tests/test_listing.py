@@ -208,7 +208,7 @@ def test_the_leaderboard_is_of_finished_searches(smoke_run: Path, tmp_path: Path
     frame = leaderboard_frame(tmp_path, (), notes.append)
     assert list(frame["name"]) == ["b", "a"]
     [note] = notes
-    assert note.startswith(f"{tmp_path}/old/result.json: cannot be read: it has no candidates")
+    assert note.startswith(f"{tmp_path}/old/result.json: cannot be read: it has no cv_accuracy")
     assert list(leaderboard_frame(tmp_path, ["a"])["name"]) == ["a"]
     with pytest.raises(UserError, match="unfinished is not finished"):
         leaderboard_frame(tmp_path, ["a", "unfinished"])

@@ -360,6 +360,26 @@ def test_what_the_store_cannot_take_holds_up_nothing(
     assert count_refused(run) == send_rest(tracker.uri, run) == 0
 
 
+def test_what_is_sent_late_takes_no_later_ones_place(
+    run: RunFolder, study: TrialStudy, impatient: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(store: MlflowStore, event: Event) -> None:
+        raise MlflowException("the database is read-only")  # INTERNAL_ERROR
+
+    first = tracker_of(run)
+    first.check()
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowStore, "_write", broken)
+        first._put("tag", "search", tags={"mlflow.note.content": "not finished", "a": "1"})
+        first.close("KILLED")
+    again = tracker_of(run)
+    again._put("tag", "search", tags={"mlflow.note.content": "the verdict"})
+    again.close()
+    assert count_refused(run) and send_rest(again.uri, run)
+    tags = logged(run)[run.name].data.tags
+    assert (tags["mlflow.note.content"], tags["cifartune.a"]) == ("the verdict", "1")
+
+
 def test_a_server_that_answers_with_errors_for_a_while_loses_no_event(
     run: RunFolder, study: TrialStudy, impatient: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

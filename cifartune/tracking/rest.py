@@ -96,6 +96,10 @@ def send_rest(uri: str, run: RunFolder) -> int:
         return False
 
     def deliver_late(event: Event) -> bool:
+        if event["do"] == "tag":  # without what was set anew since
+            key, tags = event["key"], event["tags"]
+            last = {name: tags[name] for name in tags if told.tags.get((key, name)) == event}
+            return not last or deliver({**event, "tags": last})
         if event["do"] not in ("start", "end") or told.states.get(event["key"]) == event:
             return deliver(event)
         # The run has begun or ended again since.

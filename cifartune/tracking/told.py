@@ -15,6 +15,7 @@ class Told:
         outcome: The search's metrics, if its files and its model were told behind them.
         final: Trials that are over, and not only interrupted.
         states: The last event of each run by which it began or ended.
+        tags: The last event that set each tag, by run and name.
         time: When the last event happened, in milliseconds since 1970.
     """
 
@@ -25,6 +26,7 @@ class Told:
         self.outcome: dict[str, float] | None = None
         self.final: set[str] = set()
         self.states: dict[str, Event] = {}
+        self.tags: dict[tuple[str, str], Event] = {}
         self.time = 0
         for event in events:
             self.note(event)
@@ -42,6 +44,8 @@ class Told:
             self.steps[key] = max(self.steps.get(key, 0), event["step"])
             if not event["step"]:
                 self.ends[key] = event["metrics"]
+        elif do == "tag":
+            self.tags |= {(key, name): event for name in event["tags"]}
         elif do == "model":
             self.outcome = self.ends.get(key)
         elif do in ("end", "delete"):
