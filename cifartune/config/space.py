@@ -238,6 +238,21 @@ class SearchSpace(Section):
         """The point of the space where searched fields have `values`: those that exist there."""
         return point_of(self.ordered_parameters(), values)
 
+    def with_value(self, recipe: Recipe, name: str, value: Any) -> Recipe:
+        """A recipe with another value of a searched field, and with what the space then asks for.
+
+        A conditional parameter that exists there, and that cannot have the recipe's value, has its
+        first.
+        """
+        values, point = {**recipe.flat(), name: value}, dict[str, Any]()
+        for other, parameter in self.ordered_parameters().items():
+            if not parameter.applies(point):
+                continue
+            if parameter.when and other != name and not parameter.contains(values[other]):
+                values[other] = parameter.at(0.0, is_int=_is_int(other))
+            point[other] = values[other]
+        return recipe.with_values({**point, name: value})
+
     def grid(self) -> Iterator[dict[str, Any]] | None:
         """Every point of the space, or None where a range has no steps."""
         ordered = self.ordered_parameters()

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from cifartune.config import Recipe, SearchSpace
+from cifartune.config.checks import count_points
 from cifartune.config.recipe import recipe_fields
 from cifartune.planning.costs import Costs, kind_of, snapshots_of
 from cifartune.planning.rehearsal import MOST_TRIALS, Rehearsed
@@ -107,7 +108,10 @@ class Plan:
 
 
 def recipes_to_measure(space: SearchSpace) -> list[Recipe]:
-    """One recipe of each kind that costs something else: the baseline, then the most frequent."""
+    """One recipe of each kind that costs something else: the baseline, then the most frequent.
+
+    Each network is measured once before any is a second time: they differ the most.
+    """
     random = np.random.default_rng(derive_seed(space.search.seed, "kinds"))
     ordered = space.ordered_parameters()
     recipes = [space.base]
@@ -121,9 +125,10 @@ def recipes_to_measure(space: SearchSpace) -> list[Recipe]:
     for recipe in recipes:
         first.setdefault(kind_of(recipe), recipe)
     often = [kind for kind, _ in Counter(map(kind_of, recipes)).most_common()]
-    base = kind_of(space.base)
-    kinds = [base, *(kind for kind in often if kind != base)][:MEASURED]
-    return [first[kind] for kind in kinds]
+    often.insert(0, kind_of(space.base))
+    of_network = {first[kind].model.name: kind for kind in reversed(often)}
+    leading = sorted(of_network.values(), key=often.index)
+    return [first[kind] for kind in dict.fromkeys([*leading, *often])][:MEASURED]
 
 
 def make_plan(
@@ -222,13 +227,18 @@ def make_plan(
 
 def _trials(space: SearchSpace, rehearsals: Sequence[Sequence[Rehearsed]]) -> int:
     """The trials of the search: fewer than asked for where the space has fewer points."""
-    rehearsed, wanted = max(map(len, rehearsals)), space.search.num_trials
+    rehearsed, wanted = max(map(len, rehearsals)), _wanted(space)
     return rehearsed if rehearsed < min(wanted, MOST_TRIALS) else wanted
+
+
+def _wanted(space: SearchSpace) -> int:
+    """The trials that the search may have: each point of a space that has an end comes once."""
+    return int(min(space.search.num_trials, count_points(space, space.search.num_trials)))
 
 
 def _longer(space: SearchSpace, run: Sequence[Rehearsed]) -> float:
     """How much longer the whole search is than a rehearsal of its first trials."""
-    more = space.search.num_trials - len(run)
+    more = _wanted(space) - len(run)
     if more <= 0 or len(run) < MOST_TRIALS:
         return 1.0  # it was rehearsed as a whole
     later = run[len(run) // 2 :]
@@ -245,7 +255,7 @@ def _reaching(
     milestones = {1, last, *(rung + 1 for rung in space.rungs)}
     if scheduler.name == "median":
         milestones |= {min(last, scheduler.grace_period + 1), -(-last // 2)}
-    trials = space.search.num_trials
+    trials = _wanted(space)
     return {
         epoch: fmean(
             sum(trial.epochs >= epoch for trial in run)

@@ -7,6 +7,7 @@ a parameter that does nothing is changed all the same. What is proposed is to be
 import math
 import textwrap
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -351,8 +352,12 @@ def _is_crowd(crowd: int, count: int) -> bool:
 
 def _valid(values: dict[str, Any]) -> SearchSpace:
     """The space of `values`, without the parameters that have no effect in it."""
-    try:
+    with suppress(ValidationError):
         return valid_part(values)
+    # Its longest trial may be too short for the rungs of before.
+    scheduler = values["scheduler"].model_copy(update={"grace_period": 1, "brackets": 1})
+    try:
+        return valid_part({**values, "scheduler": scheduler})
     except ValidationError:  # to be said in words
         return make_space(values, source="the next space")
 

@@ -76,7 +76,8 @@ def idle_parameters(space: SearchSpace, split: SplitImages) -> dict[str, tuple[A
     for name, parameter in space.parameters.items():
         first, *others = _values(name, parameter)
         is_idle = all(
-            computed(point.with_values({name: first})) == computed(point.with_values({name: other}))
+            computed(space.with_value(point, name, first))
+            == computed(space.with_value(point, name, other))
             for point in _points(space, name)
             for other in others
         )

@@ -34,11 +34,10 @@ def run_probe(probe: Probe, *, device: torch.device, workers: int = 1) -> Probed
     Raises:
         UnfitNetwork: A network of the space cannot be built for its images.
     """
-    searched = probe.space.parameters.get("model.name")
-    for name in searched.values if isinstance(searched, Choice) else ():
-        network_facts(probe.space.base.with_values({"model.name": name}).model)
-    network_facts(probe.space.base.model)
-    for recipe in probe.recipes:
+    space, recipes = probe.space, list(probe.recipes)
+    if isinstance(searched := space.parameters.get("model.name"), Choice):
+        recipes += [space.with_value(space.base, "model.name", name) for name in searched.values]
+    for recipe in [space.base, *recipes]:
         small = recipe.data.small_side
         network_facts(recipe.model, small if 0 < small < recipe.model.resolution else None)
     split = load_split(probe.splits, probe.data_root, fold=None, device=device)

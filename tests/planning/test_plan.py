@@ -164,6 +164,27 @@ def test_a_space_with_fewer_points_than_trials_is_planned_as_it_will_end() -> No
     assert (fixed.trials, fixed.epochs, fixed.refit_jobs) == (1, 4, 5)
 
 
+@pytest.mark.parametrize("sampler", ["grid", "random"])
+def test_a_space_of_many_points_is_planned_to_its_last(sampler: str) -> None:
+    """Also where a rehearsal ends before it has come to all of them."""
+    values = {"augment.crop": {"min": 0, "max": 9}, "batch_size": {"values": [*range(100, 110)]}}
+    space = make_space(parameters=values, search={"sampler": sampler, "num_trials": 1000})
+    plan = plan_of(space)
+    assert (plan.trials, plan.epochs, plan.reaching) == (100, 400, {1: 100, 4: 100})
+
+
+def test_each_network_is_measured_before_any_twice() -> None:
+    names = ["speednet_small", "lenet", "resnet18", "wideresnet", "mlp"]
+    space = make_space(
+        parameters={
+            "model.name": {"values": names},
+            "optimizer.name": {"values": ["sgd", "adamw", "muon"]},
+            "batch_size": {"values": [100, 256, 1024]},
+        }
+    )
+    assert {recipe.model.name for recipe in recipes_to_measure(space)} == {*names}
+
+
 def test_a_grid_that_is_too_large_is_refused() -> None:
     parameters = {
         "augment.crop": {"min": 0, "max": 16},

@@ -74,3 +74,14 @@ def test_a_network_that_cannot_take_the_images_is_named(make_probe: Any) -> None
     names = ["speednet_small", "inception_v4"]
     with pytest.raises(UnfitNetwork, match="inception_v4 cannot take images of 16 x 16"):
         run_probe(make_probe({"model.name": {"values": names}}), device=CPU)
+
+
+def test_a_network_is_tried_on_what_the_space_gives_it(make_probe: Any, recipe: Recipe) -> None:
+    """Its conditional parameters may be what it needs: larger images, say."""
+    assert recipe.model.resolution == 16
+    names = {"model.name": {"values": ["speednet_small", "edgenext_xx_small"]}}
+    with pytest.raises(UnfitNetwork, match="edgenext_xx_small cannot take images of 16 x 16"):
+        run_probe(make_probe(names), device=CPU)
+    larger = {"values": [32], "when": {"model.name": "edgenext_xx_small"}}
+    probe = make_probe({**names, "model.resolution": larger})
+    assert run_probe(probe, device=CPU).idle == {}
