@@ -12,7 +12,7 @@ from optuna.trial import TrialState, create_trial
 from cifartune.config import Choice, Range, SearchSpace
 from cifartune.config.load import parse_space
 from cifartune.errors import UserError
-from cifartune.report.next_space import NextSpace, Revision, next_space, places_frame
+from cifartune.report.next_space import NextSpace, Revision, _valid, next_space, places_frame
 from cifartune.report.searched import Searched
 from cifartune.runs import RunFolder
 from cifartune.tuning.proposals import distribution
@@ -212,3 +212,12 @@ def test_what_does_nothing_is_seldom_changed(sampler: str, tmp_path: Path) -> No
         found += isinstance(rates, Range) and rates.max > 1
     assert changed <= 0.12 * searches * len(names[1:])
     assert found >= 0.4 * searches
+
+
+def test_rungs_that_its_trials_are_too_short_for_are_made_anew() -> None:
+    """As where the best had few epochs, and the range of epochs gets narrower."""
+    long = {"name": "long", "base": {"epochs": 30}, "scheduler": {"name": "hyperband"}}
+    space = SearchSpace.model_validate(long)
+    short = _valid(dict(space) | {"base": space.base.with_values({"epochs": 2})})
+    assert (space.scheduler.brackets, short.scheduler.brackets) == (3, 1)
+    assert (short.scheduler.name, short.scheduler.grace_period) == ("hyperband", 1)
