@@ -3,8 +3,10 @@
 import io
 import traceback
 from pathlib import Path
+from typing import Any
 
 import pytest
+import ray
 from optuna.exceptions import StorageInternalError
 from rich.console import Console
 from searches import QUICK
@@ -81,6 +83,16 @@ def test_a_database_that_is_gone_ends_a_search_with_one_line(tmp_path: Path) -> 
     own.__context__ = cause
     for other in (own, ValueError("a defect")):
         assert what_can_be_mended(other, run) == ""
+
+
+def test_a_machine_without_memory_is_told_with_how_to_go_on(tmp_path: Path) -> None:
+    """Ray ends what takes the most; that may be a process that the driver cannot do without."""
+    run = RunFolder.create(tmp_path, load_space(QUICK))
+    made: Any = ray.exceptions.OutOfMemoryError
+    error = made("8 worker(s) were killed\nand a page of advice")
+    told = what_can_be_mended(error, run)
+    assert told.startswith("the memory is full: 8 worker(s) were killed. What was recorded is kept")
+    assert told.endswith(f"go on with: {run.resume_command}")
 
 
 def traceback_of(error: BaseException) -> str:

@@ -1,6 +1,7 @@
-"""What a search needs went away in the middle of it: room on the disk, or the study's database."""
+"""What a search needs went away in the middle of it: the disk's room, the memory, the database."""
 
 import re
+import sys
 
 from optuna.exceptions import StorageInternalError
 from sqlalchemy.exc import DBAPIError
@@ -18,10 +19,18 @@ def what_can_be_mended(error: Exception, run: RunFolder) -> str:
     if full := no_room(error):
         told = f"the disk of {run.path} is full: {full}"
         return f"{told}. All is kept; when there is room, {go_on}" if run.has_trials() else told
+    if _is_out_of_memory(error):
+        return f"the memory is full: {first_line(error)}. What was recorded is kept; {go_on}"
     if not isinstance(error, UserError) and (lost := database_gone(error)):
         told = f"the study's database is gone: {lost}. What was recorded is kept; when it is"
         return f"{told} back, {go_on}"
     return ""
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether Ray ended a process that the driver cannot do without, for the room that it took."""
+    ray = sys.modules.get("ray")  # whoever has not loaded it meets none of its errors
+    return ray is not None and isinstance(error, ray.exceptions.OutOfMemoryError)
 
 
 def database_gone(error: BaseException | None) -> str:
