@@ -202,6 +202,7 @@ def test_all_of_them_on_a_smoke_search(
     assert written.parameters == load_space(run / "space.yaml").parameters
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "told", "pictures"),
     [
@@ -214,7 +215,7 @@ def test_all_of_them_on_a_smoke_search(
             },
             {"compare": 3, "error": 7, "design": 3},
         ),
-        pytest.param(
+        (
             NO_PARAMETERS,
             {
                 "compare": ["1 complete", "1 of 1 trials agree", "varies no parameter"],
@@ -222,7 +223,6 @@ def test_all_of_them_on_a_smoke_search(
                 "design": ["varies no parameter", "0 parameters, 1 trials"],
             },
             {"compare": 1, "error": 5, "design": 0},
-            marks=pytest.mark.slow,
         ),
     ],
     ids=["many trials", "no parameters"],

@@ -106,7 +106,7 @@ def check_point(space: SearchSpace, data: Tree, point: Mapping[str, Any]) -> Non
 # ---- Samplers
 
 
-EXAMPLES = {"random": 30, "tpe": 20, "qmc": 30, "grid": 15, "cmaes": 15, "gp": 4}
+EXAMPLES = {"random": 15, "tpe": 20, "qmc": 15, "grid": 15, "cmaes": 15, "gp": 4}
 
 
 @pytest.mark.parametrize("sampler", EXAMPLES)
