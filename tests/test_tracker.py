@@ -360,18 +360,26 @@ def test_what_the_store_cannot_take_holds_up_nothing(
     assert count_refused(run) == send_rest(tracker.uri, run) == 0
 
 
-def test_what_is_sent_late_takes_no_later_ones_place(
-    run: RunFolder, study: TrialStudy, impatient: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@contextmanager
+def read_only(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> Iterator[MlflowTracker]:
+    """A tracker whose store can be read, and not written: it refuses all that is told."""
+
     def broken(store: MlflowStore, event: Event) -> None:
         raise MlflowException("the database is read-only")  # INTERNAL_ERROR
 
-    first = tracker_of(run)
-    first.check()
+    tracker = tracker_of(run)
+    tracker.check()
     with monkeypatch.context() as patch:
         patch.setattr(MlflowStore, "_write", broken)
+        yield tracker
+        tracker.close("KILLED")
+
+
+def test_what_is_sent_late_takes_no_later_ones_place(
+    run: RunFolder, study: TrialStudy, impatient: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with read_only(run, monkeypatch) as first:
         first._put("tag", "search", tags={"mlflow.note.content": "not finished", "a": "1"})
-        first.close("KILLED")
     again = tracker_of(run)
     again._put("tag", "search", tags={"mlflow.note.content": "the verdict"})
     again.close()
@@ -383,19 +391,10 @@ def test_what_is_sent_late_takes_no_later_ones_place(
 def test_a_server_that_answers_with_errors_for_a_while_loses_no_event(
     run: RunFolder, study: TrialStudy, impatient: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Reading works, and writing does not."""
-
-    def broken(store: MlflowStore, event: Event) -> None:
-        raise MlflowException("the database is read-only")  # INTERNAL_ERROR
-
-    first = tracker_of(run)
-    first.check()
-    with monkeypatch.context() as patch:
-        patch.setattr(MlflowStore, "_write", broken)
+    with read_only(run, monkeypatch) as first:
         for end in ("complete", "prune"):
             do_trial(first, study, end)
-        first.close("KILLED")
-        assert first.unsent == 0 and len(first.failures) == count_refused(run) > 8
+    assert first.unsent == 0 and len(first.failures) == count_refused(run) > 8
     # Meanwhile it is gone on with, and ends.
     again = tracker_of(run)
     again.close()
